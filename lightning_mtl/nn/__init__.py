@@ -1,0 +1,30 @@
+"""Encoders and heads: everything that has parameters inside ``forward``.
+
+timm and segmentation_models_pytorch are imported by the constructors that need them, not here.
+"""
+
+from lightning_mtl.nn.encoders import MLPEncoder, SmpEncoder, TimmEncoder
+from lightning_mtl.nn.heads import (
+    ConvHead,
+    DeepLabV3PlusHead,
+    FPNHead,
+    LinearHead,
+    MLPHead,
+    PooledHead,
+    UNetHead,
+)
+from lightning_mtl.nn.spec import FeatureSpec
+
+__all__ = [
+    "ConvHead",
+    "DeepLabV3PlusHead",
+    "FPNHead",
+    "FeatureSpec",
+    "LinearHead",
+    "MLPEncoder",
+    "MLPHead",
+    "PooledHead",
+    "SmpEncoder",
+    "TimmEncoder",
+    "UNetHead",
+]
