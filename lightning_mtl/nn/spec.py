@@ -11,8 +11,8 @@ class FeatureSpec:
     """Shape of the features that an encoder gives to one task.
 
     Args:
-        kind: ``"vector"`` for pooled features ``(B, D)``, ``"maps"`` for a list of feature maps ``(B, D_i, H/s_i, W/s_i)``
-            ordered from the finest to the coarsest, ``"tokens"`` for a sequence ``(B, L, D)``.
+        kind: ``"vector"`` for pooled features ``(B, D)``, ``"maps"`` for a list of feature maps
+            ``(B, D_i, H/s_i, W/s_i)`` from the finest to the coarsest, ``"tokens"`` for a sequence ``(B, L, D)``.
         channels: Number of channels ``D_i`` of every map; one number for vectors and tokens.
         strides: Stride ``s_i`` of every map against the input; empty for vectors and tokens.
     """

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from lightning_mtl.nn.recorded import Recorded
 from lightning_mtl.nn.spec import FeatureSpec
 
 
-class MLPEncoder(nn.Module):
+class MLPEncoder(nn.Module, Recorded):
     """Encode vectors with fully connected layers, each followed by a ReLU.
 
     Args:

@@ -7,10 +7,11 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from lightning_mtl.nn.recorded import Recorded
 from lightning_mtl.nn.spec import FeatureSpec
 
 
-class SmpEncoder(nn.Module):
+class SmpEncoder(nn.Module, Recorded):
     """Encode images as feature maps with an encoder of segmentation_models_pytorch.
 
     The stage at input resolution, which most of these encoders fill with the image itself, is left out, and so are

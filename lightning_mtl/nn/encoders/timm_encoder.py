@@ -8,10 +8,11 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from lightning_mtl.nn.recorded import Recorded
 from lightning_mtl.nn.spec import FeatureSpec
 
 
-class TimmEncoder(nn.Module):
+class TimmEncoder(nn.Module, Recorded):
     """Encode images with any timm model, as one pooled vector or as feature maps.
 
     Args:

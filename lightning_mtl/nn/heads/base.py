@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_mtl.nn.recorded import Recorded
 from lightning_mtl.nn.spec import FeatureSpec
 
 _FITTING = {
@@ -38,7 +39,7 @@ def check_arguments(head: nn.Module, kind: str, spec: FeatureSpec, out_channels:
         raise ValueError(f"{name}: out_channels must be positive, got {out_channels}.")
 
 
-class DenseHead(nn.Module, ABC):
+class DenseHead(nn.Module, Recorded, ABC):
     """Base of the heads that turn feature maps into a map of logits.
 
     Subclasses implement ``decode`` and set ``stride``. The logits have the resolution of the finest map that the

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from lightning_mtl.nn.heads.base import check_arguments
+from lightning_mtl.nn.recorded import Recorded
 from lightning_mtl.nn.spec import FeatureSpec
 
 
@@ -36,7 +37,7 @@ def fully_connected(head: str, in_features: int, hidden: Sequence[int], out: int
     return nn.Sequential(*layers)
 
 
-class LinearHead(nn.Module):
+class LinearHead(nn.Module, Recorded):
     """Predict from a vector with one linear layer.
 
     Args:
@@ -67,7 +68,7 @@ class LinearHead(nn.Module):
         return logits
 
 
-class MLPHead(nn.Module):
+class MLPHead(nn.Module, Recorded):
     """Predict from a vector with hidden layers, each followed by a ReLU.
 
     Args:

@@ -8,10 +8,11 @@ from torch import Tensor, nn
 
 from lightning_mtl.nn.heads.base import check_arguments
 from lightning_mtl.nn.heads.linear import fully_connected
+from lightning_mtl.nn.recorded import Recorded
 from lightning_mtl.nn.spec import FeatureSpec
 
 
-class PooledHead(nn.Module):
+class PooledHead(nn.Module, Recorded):
     """Average the features of a sample and predict from the mean.
 
     This is the head of a per-sample task (classification, regression) beside dense tasks: it averages the coarsest
