@@ -1,0 +1,44 @@
+"""Data modules: batches are ``(inputs, targets)``, ``targets`` maps task name to target."""
+
+from lightning_mtl.data.base import MultiTaskDataModule, PartialLabels
+from lightning_mtl.data.dense import (
+    Compose,
+    JointTransform,
+    Normalize,
+    NYUv2,
+    NYUv2DataModule,
+    PhotometricJitter,
+    RandomHorizontalFlip,
+    RandomScaleCrop,
+    Resize,
+)
+from lightning_mtl.data.errors import DataFileError, DatasetNotFoundError, EmptySplitError
+from lightning_mtl.data.loader import ResumableDataLoader
+from lightning_mtl.data.multi_mnist import MultiMNIST, MultiMNISTDataModule
+from lightning_mtl.data.samplers import SampleIndex, SeededSampler, sample_generator
+from lightning_mtl.data.synthetic import SyntheticScenes, SyntheticScenesDataModule
+
+__all__ = [
+    "Compose",
+    "DataFileError",
+    "DatasetNotFoundError",
+    "EmptySplitError",
+    "JointTransform",
+    "MultiMNIST",
+    "MultiMNISTDataModule",
+    "MultiTaskDataModule",
+    "NYUv2",
+    "NYUv2DataModule",
+    "Normalize",
+    "PartialLabels",
+    "PhotometricJitter",
+    "RandomHorizontalFlip",
+    "RandomScaleCrop",
+    "Resize",
+    "ResumableDataLoader",
+    "SampleIndex",
+    "SeededSampler",
+    "SyntheticScenes",
+    "SyntheticScenesDataModule",
+    "sample_generator",
+]

@@ -1,0 +1,26 @@
+"""Data sets of images with per-pixel targets, and their joint transforms."""
+
+from lightning_mtl.data.dense.nyuv2 import NYUv2, NYUv2DataModule
+from lightning_mtl.data.dense.transforms import (
+    Compose,
+    JointTransform,
+    Normalize,
+    PhotometricJitter,
+    RandomHorizontalFlip,
+    RandomScaleCrop,
+    Resize,
+    label_boundaries,
+)
+
+__all__ = [
+    "Compose",
+    "JointTransform",
+    "NYUv2",
+    "NYUv2DataModule",
+    "Normalize",
+    "PhotometricJitter",
+    "RandomHorizontalFlip",
+    "RandomScaleCrop",
+    "Resize",
+    "label_boundaries",
+]
