@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from lightning_mtl.data.base import MultiTaskDataModule, Sample, Split
-from lightning_mtl.data.dense.transforms import IGNORE_VALUES, Normalize, label_boundaries
+from lightning_mtl.data.dense.edges import label_boundaries
+from lightning_mtl.data.dense.transforms import IGNORE_VALUES, Normalize
 from lightning_mtl.data.scenes import CLASS_NAMES, random_scene, render, visible_boxes
 
 SceneTask = Literal["segmentation", "depth", "normals", "edges", "boxes"]

@@ -1,5 +1,6 @@
 """Data sets of images with per-pixel targets, and their joint transforms."""
 
+from lightning_mtl.data.dense.edges import close_gaps, label_boundaries
 from lightning_mtl.data.dense.nyuv2 import NYUv2, NYUv2DataModule
 from lightning_mtl.data.dense.transforms import (
     Compose,
@@ -9,7 +10,6 @@ from lightning_mtl.data.dense.transforms import (
     RandomHorizontalFlip,
     RandomScaleCrop,
     Resize,
-    label_boundaries,
 )
 
 __all__ = [
@@ -22,5 +22,6 @@ __all__ = [
     "RandomHorizontalFlip",
     "RandomScaleCrop",
     "Resize",
+    "close_gaps",
     "label_boundaries",
 ]

@@ -228,27 +228,3 @@ class Normalize(JointTransform):
     def normalized(self, image: Tensor) -> Tensor:
         """Return the image alone, normalised."""
         return image.mul(self._scale).sub_(self._shift)
-
-
-def label_boundaries(segmentation: Tensor, ignore_index: int = 255) -> Tensor:
-    """Mark the pixels that touch another label.
-
-    Both sides of a boundary are marked, which makes the result independent of mirroring. Ignored pixels get 255 and
-    make no boundary with their neighbours.
-
-    Shape:
-        - segmentation: ``(..., H, W)``, any integer type; returns ``(..., H, W)`` float32 in {0, 1, 255}.
-
-    Example:
-        >>> label_boundaries(torch.tensor([[3, 3, 5, 255]])).tolist()
-        [[0.0, 1.0, 1.0, 255.0]]
-    """
-    ignored = segmentation == ignore_index
-    edges = torch.zeros_like(segmentation, dtype=torch.bool)
-    for axis in (-2, -1):
-        length = segmentation.shape[axis] - 1
-        first, second = segmentation.narrow(axis, 0, length), segmentation.narrow(axis, 1, length)
-        differ = (first != second) & ~(ignored.narrow(axis, 0, length) | ignored.narrow(axis, 1, length))
-        edges.narrow(axis, 0, length).logical_or_(differ)
-        edges.narrow(axis, 1, length).logical_or_(differ)
-    return edges.to(torch.float32).masked_fill_(ignored, 255.0)
