@@ -1,0 +1,8 @@
+"""Losses for classes, entries and ranks."""
+
+from lightning_mtl.losses.classification.binary_cross_entropy import BinaryCrossEntropy
+from lightning_mtl.losses.classification.coral import CORAL
+from lightning_mtl.losses.classification.corn import CORN
+from lightning_mtl.losses.classification.cross_entropy import CrossEntropy
+
+__all__ = ["CORAL", "CORN", "BinaryCrossEntropy", "CrossEntropy"]

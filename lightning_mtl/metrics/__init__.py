@@ -1,0 +1,36 @@
+"""Metrics that torchmetrics lacks: missing entries, depth, surface normals, saliency and edges."""
+
+from lightning_mtl.metrics.base import ExactMetric, TaskMetrics
+from lightning_mtl.metrics.classification import (
+    LabelledAccuracy,
+    LabelledMulticlassF1,
+    LabelledMultilabelF1,
+    MeanAUROC,
+)
+from lightning_mtl.metrics.depth import DepthAbsError, DepthRelError, DepthRMSE, DepthWithin
+from lightning_mtl.metrics.f_measure import ODSF, MaxF
+from lightning_mtl.metrics.normals import MeanAngle, MedianAngle, WithinAngle
+from lightning_mtl.metrics.regression import LabelledMAE, LabelledPearson, LabelledR2, LabelledRMSE, LabelledSpearman
+
+__all__ = [
+    "ODSF",
+    "DepthAbsError",
+    "DepthRMSE",
+    "DepthRelError",
+    "DepthWithin",
+    "ExactMetric",
+    "LabelledAccuracy",
+    "LabelledMAE",
+    "LabelledMulticlassF1",
+    "LabelledMultilabelF1",
+    "LabelledPearson",
+    "LabelledR2",
+    "LabelledRMSE",
+    "LabelledSpearman",
+    "MaxF",
+    "MeanAUROC",
+    "MeanAngle",
+    "MedianAngle",
+    "TaskMetrics",
+    "WithinAngle",
+]

@@ -1,0 +1,29 @@
+"""Tasks: a head, a loss and metrics for every kind of target."""
+
+from lightning_mtl.tasks.base import HeadCallable, Task
+from lightning_mtl.tasks.classification import (
+    BinaryClassification,
+    MulticlassClassification,
+    MultilabelClassification,
+)
+from lightning_mtl.tasks.depth import Depth
+from lightning_mtl.tasks.edges import Edges, Saliency
+from lightning_mtl.tasks.normals import SurfaceNormals
+from lightning_mtl.tasks.ordinal import OrdinalClassification
+from lightning_mtl.tasks.regression import Regression
+from lightning_mtl.tasks.segmentation import SemanticSegmentation
+
+__all__ = [
+    "BinaryClassification",
+    "Depth",
+    "Edges",
+    "HeadCallable",
+    "MulticlassClassification",
+    "MultilabelClassification",
+    "OrdinalClassification",
+    "Regression",
+    "Saliency",
+    "SemanticSegmentation",
+    "SurfaceNormals",
+    "Task",
+]
