@@ -32,7 +32,8 @@ class Balancer(nn.Module, Recorded, ABC):
     A balancer is **bound** to its task names once, either by ``tasks=``, by the module that owns it, or at the first
     call. The order of the names in later calls does not matter, and tasks may be absent from a call.
 
-    Everything it remembers is in ``state_dict()``: buffers of :meth:`_create_state`, and :attr:`steps`.
+    Everything it remembers is in ``state_dict()``: buffers of :meth:`_create_state`, :attr:`steps` and :attr:`epochs`.
+    Floating-point state stays at float32 or wider when the model is turned to half precision.
     """
 
     needs: ClassVar[Literal["losses", "gradients", "second_pass"]] = "losses"
@@ -41,13 +42,22 @@ class Balancer(nn.Module, Recorded, ABC):
     needs_losses_after_step: ClassVar[bool] = False
     """Whether :meth:`after_step` wants the losses of the same batch after the optimizer's step."""
 
+    learns_parameters: ClassVar[bool] = False
+    """Whether it has parameters that the user's optimizer must hold, so that it cannot wait to be bound by a call."""
+
     seed: int = 0
+    _anchor: Tensor
 
     def __init__(self) -> None:
         super().__init__()
         self.task_names: tuple[str, ...] = ()
         self.steps = 0
+        """Number of calls."""
+        self.epochs = 0
+        """Number of :meth:`end_epoch` calls."""
         self._weights: dict[str, Tensor] = {}
+        # remembers the device to which an unbound balancer was moved
+        self.register_buffer("_anchor", torch.zeros(()), persistent=False)
 
     # ------------------------------------------------------------------ tasks and state
     def bind(self, tasks: Sequence[str] | None) -> None:
@@ -73,13 +83,24 @@ class Balancer(nn.Module, Recorded, ABC):
             raise ValueError(f"{type(self).__name__}: task names must be distinct and at least one, got {list(names)}.")
         self.task_names = names
         self._create_state(len(names))
+        self.to(self._anchor.device)
 
     def _create_state(self, num_tasks: int) -> None:
         """Register buffers and parameters with one entry a task, at their start values."""
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Balancer:
+        def keep_precision(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            if tensor.dtype in (torch.float32, torch.float64) and moved.dtype in (torch.float16, torch.bfloat16):
+                return tensor.to(moved.device)
+            return moved
+
+        super()._apply(keep_precision, recurse)  # type: ignore[no-untyped-call]
+        return self
+
     def reset(self) -> None:
-        """Forget everything learned or remembered; the tasks stay bound."""
-        self.steps = 0
+        """Forget everything learned or remembered; the tasks stay bound, and parameters keep their identity."""
+        self.steps = self.epochs = 0
         self._weights = {}
         if self.task_names:
             fresh = type(self).__new__(type(self))
@@ -88,17 +109,22 @@ class Balancer(nn.Module, Recorded, ABC):
             super().load_state_dict(fresh.state_dict())
 
     def get_extra_state(self) -> dict[str, Any]:
-        """Return what is no tensor: the task names and the number of steps."""
-        return {"tasks": list(self.task_names), "steps": self.steps}
+        """Return what is no tensor: the task names and the numbers of steps and epochs."""
+        return {"tasks": list(self.task_names), "steps": self.steps, "epochs": self.epochs}
 
     def set_extra_state(self, state: Mapping[str, Any]) -> None:
         """Take back what :meth:`get_extra_state` returned."""
-        self.steps = int(state["steps"])
+        self.steps, self.epochs = int(state["steps"]), int(state["epochs"])
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         extra = state_dict.get(prefix + "_extra_state")
         if extra and extra["tasks"]:
             self.bind(extra["tasks"])
+            if list(self.task_names) != list(extra["tasks"]):
+                raise ValueError(
+                    f"{type(self).__name__}: the state to load has the tasks in the order {list(extra['tasks'])}, this "
+                    f"balancer is bound to {list(self.task_names)}; bind it in the order of the state."
+                )
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def generator(self) -> torch.Generator:
@@ -124,12 +150,19 @@ class Balancer(nn.Module, Recorded, ABC):
 
         Raises:
             TypeError: If ``losses`` is no mapping of scalar tensors.
-            ValueError: If it is empty or has an unknown task, or if something that the method needs is missing.
+            ValueError: If it is empty or has an unknown task, if something that the method needs is missing, or if a
+                balancer with parameters to learn was not bound before.
         """
         names = self._names_of(losses)
         if not self.task_names:
+            if self.learns_parameters:
+                raise ValueError(
+                    f"{type(self).__name__}: has parameters to learn, so the tasks must be known before the optimizer "
+                    f"is built; pass tasks={list(names)} to the constructor."
+                )
             self.bind(names)
-            self.to(losses[names[0]].device)
+        if (device := losses[names[0]].device) != self._anchor.device:
+            self.to(device)
         present = [name for name in self.task_names if name in losses]
         total = self._combine({name: losses[name] for name in present}, shared, features, recompute)
         self.steps += 1
@@ -166,6 +199,17 @@ class Balancer(nn.Module, Recorded, ABC):
         """Return the rows of these tasks in the state."""
         return [self.task_names.index(name) for name in names]
 
+    def _per_task(self, argument: str, values: Mapping[str, float] | None, default: float) -> Tensor:
+        """Return the entries of a constructor argument in the order of the binding, a float32 tensor ``(K,)``."""
+        if values is None:
+            return torch.full((len(self.task_names),), default)
+        if set(values) != set(self.task_names):
+            raise ValueError(
+                f"{type(self).__name__}: {argument} must have one entry for each of the tasks "
+                f"{list(self.task_names)}, got {list(values)}."
+            )
+        return torch.tensor([float(values[name]) for name in self.task_names])
+
     # ------------------------------------------------------------------ hooks for whoever runs the loop
     def attach(self, trainer: Trainer) -> None:
         """Meet the Trainer before training; gradient methods read its gradient scaler and check its strategy."""
@@ -174,7 +218,8 @@ class Balancer(nn.Module, Recorded, ABC):
         """Take the losses of the same batch after the optimizer's step; see :attr:`needs_losses_after_step`."""
 
     def end_epoch(self) -> None:
-        """Be told that a training epoch ended; methods that act once an epoch do it here."""
+        """Be told that a training epoch ended; methods that act once an epoch extend this."""
+        self.epochs += 1
 
     # ------------------------------------------------------------------ what others read
     @property
@@ -198,3 +243,34 @@ def mean_over_ranks(values: Tensor) -> Tensor:
     values = values.clone()
     dist.all_reduce(values)
     return values / dist.get_world_size()
+
+
+def take(state: Tensor, rows: list[int]) -> Tensor:
+    """Return a copy of these rows of a state, without the copy to the device that indexing by a list needs.
+
+    Args:
+        state: One entry a task, in the order of the binding.
+        rows: Rows in ascending order.
+    """
+    if len(rows) == len(state):
+        return state.clone()
+    parts = state.unbind()
+    return torch.stack([parts[row] for row in rows])
+
+
+def put(state: Tensor, rows: list[int], values: Tensor) -> None:
+    """Write these rows of a state in place; the counterpart of :func:`take`.
+
+    Args:
+        state: One entry a task, in the order of the binding.
+        rows: Rows in ascending order.
+        values: One entry a row, of any floating dtype.
+    """
+    with torch.no_grad():
+        if len(rows) == len(state):
+            state.copy_(values)
+            return
+        parts = list(state.unbind())
+        for row, value in zip(rows, values.to(state.dtype).unbind(), strict=True):
+            parts[row] = value
+        state.copy_(torch.stack(parts))

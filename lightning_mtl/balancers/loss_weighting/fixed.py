@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from lightning_mtl.balancers.base import take
 from lightning_mtl.balancers.loss_weighting.base import LossWeighting
 
 
@@ -64,9 +65,12 @@ class FixedWeighting(LossWeighting):
         super().__init__()
         if any(not value >= 0 for value in weights.values()) or not any(weights.values()):
             raise ValueError(f"FixedWeighting: weights must not be negative nor all be zero, got {dict(weights)}.")
-        self.register_buffer("fixed", torch.tensor(list(weights.values()), dtype=torch.float32), persistent=False)
+        self.given = dict(weights)
         self.bind(tuple(weights))
+
+    def _create_state(self, num_tasks: int) -> None:
+        self.register_buffer("fixed", self._per_task("weights", self.given, 1.0), persistent=False)
 
     def compute_weights(self, losses: Tensor, rows: list[int]) -> Tensor:
         """Return the constants of the present tasks."""
-        return self.fixed[rows].to(losses.dtype)
+        return take(self.fixed, rows).to(losses.dtype)
