@@ -201,13 +201,19 @@ class MultiTaskModule(pl.LightningModule):
             found = self.encoder(inputs)
             features[source] = found
             for name, prediction in self._heads(found, names, _image_size(inputs)).items():
-                task, target = cast(Task, self.tasks[name]), targets[name]
-                loss = task.loss(prediction, target)
-                if task.loss_weight != 1.0:
-                    loss = loss * task.loss_weight
-                parts.setdefault(name, []).append((loss, task.num_labelled(target)))
+                loss, count = self._loss_of(name, prediction, targets[name])
+                parts.setdefault(name, []).append((loss, count))
         losses = self._join(parts, only)
         return losses, next(iter(features.values())) if len(features) == 1 else features
+
+    def _loss_of(self, name: str, prediction: Any, target: Any) -> tuple[Tensor, Tensor]:
+        """Return a task's loss and the number of labels that it is the mean over."""
+        task = cast(Task, self.tasks[name])
+        try:
+            loss = task.loss(prediction, target)
+        except (ValueError, TypeError) as error:
+            raise type(error)(f"task {name!r}: {error}") from error
+        return loss if task.loss_weight == 1.0 else loss * task.loss_weight, task.num_labelled(target)
 
     def _join(self, parts: dict[str, list[tuple[Tensor, Tensor]]], only: Iterable[str] | None) -> dict[str, Tensor]:
         """Turn the means over each part of the labels into the mean over all of them, on all processes."""
@@ -226,7 +232,7 @@ class MultiTaskModule(pl.LightningModule):
         rows = dict(zip(names, table.tolist(), strict=True))
         bad = [name for name, (total, ok) in rows.items() if total > 0 and not ok]
         if bad and self.on_nonfinite == "raise" and self.training:
-            values = {name: [float(loss) for loss, _ in parts.get(name, [])] for name in bad}
+            values = {name: [loss.item() for loss, _ in parts.get(name, [])] for name in bad}
             raise NonFiniteLossError(
                 f"{type(self).__name__}: the loss of {', '.join(map(repr, bad))} is not finite at step "
                 f"{self.global_step} ({values}). Lower the learning rate, look at that task's targets, or set "
@@ -334,10 +340,9 @@ class MultiTaskModule(pl.LightningModule):
     def _evaluate(self, batch: Any) -> None:
         for _, inputs, targets in _sources(batch):
             for name, prediction in self(inputs, tasks=list(targets)).items():
-                task, target = cast(Task, self.tasks[name]), targets[name]
-                loss = task.loss(prediction, target) * task.loss_weight
-                cast(MeanMetric, self._eval_losses[name]).update(loss.float(), task.num_labelled(target).float())
-                task.update_metrics(prediction, target)
+                loss, count = self._loss_of(name, prediction, targets[name])
+                cast(MeanMetric, self._eval_losses[name]).update(loss.float(), count.float())
+                cast(Task, self.tasks[name]).update_metrics(prediction, targets[name])
 
     def on_validation_epoch_end(self) -> None:
         """Log the metrics of the epoch."""

@@ -30,10 +30,10 @@ SGD = functools.partial(torch.optim.SGD, lr=0.02)
 def test_training_lowers_the_losses(name: str, options: dict[str, Any]) -> None:
     module = make_module(balancer=getattr(balancers, name)(), optimizer=SGD)
     batch = Table().batch()
-    before = sum(float(loss) for loss in module.task_losses(batch).values())
+    before = sum(loss.item() for loss in module.task_losses(batch).values())
     trainer = make_trainer(max_epochs=4, **options)
     trainer.fit(module, loader())
-    after = sum(float(loss) for loss in module.task_losses(batch).values())
+    after = sum(loss.item() for loss in module.task_losses(batch).values())
     assert after < before
     steps = trainer.num_training_batches * 4 // options.get("accumulate_grad_batches", 1)
     assert trainer.global_step == steps
