@@ -1,0 +1,180 @@
+"""The autograd graph of several task losses: which leaves belong to a task alone, and where the shared part begins."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+
+Node = Any
+Edge = tuple[Node, int]
+
+
+def edge_of(tensor: Tensor) -> Edge:
+    """Return the node that made the tensor, and which of its outputs the tensor is."""
+    edge = get_gradient_edge(tensor)
+    return edge.node, edge.output_nr
+
+
+def as_input(edge: Edge) -> GradientEdge:
+    """Return the edge in the form that :func:`torch.autograd.grad` takes."""
+    return GradientEdge(edge[0], edge[1])
+
+
+class TaskGraph:
+    """Walks once over the graph from the losses and sorts its nodes.
+
+    A node is *private* if a leaf that is not shared lies under it: heads, and whatever a task has for itself in the
+    encoder. All other nodes are the *trunk*. An edge from a private node to the trunk is *cut*: gradients at the cut
+    edges determine the gradients of the shared parameters. Constants take no part.
+
+    Args:
+        names: The tasks' names, for messages.
+        losses: Their losses.
+        shared: Leaves that the tasks share.
+        stop: Tensors below which the graph is not walked (features); what lies under them is trunk.
+
+    Raises:
+        RuntimeError: If the graph holds a reentrant activation checkpoint.
+    """
+
+    def __init__(
+        self, names: Sequence[str], losses: Sequence[Tensor], shared: Sequence[Tensor], stop: Sequence[Tensor] = ()
+    ) -> None:
+        self.names = tuple(names)
+        self.losses = tuple(losses)
+        self.shared = list(shared)
+        self.roots: list[Edge | None] = [edge_of(loss) if loss.requires_grad else None for loss in losses]
+        self.parents: dict[Node, list[Node]] = {}
+        self.leaves: dict[int, Node] = {}
+        """``id`` of a leaf -> its node."""
+        stops = {edge_of(tensor)[0] for tensor in stop}
+        self.heads: list[list[Tensor]] = []
+        """Leaves of each task that are not shared."""
+        self.cuts: list[list[Edge]] = []
+        """Cut edges of each task."""
+        private = self._private_nodes(self._explore(stops))
+        visited = sum(len(nodes) for nodes in (self._split(root, private) for root in self.roots))
+        edges = [edge for cut in self.cuts for edge in cut]
+        self.separate = visited == len(private) and len(set(edges)) == len(edges)
+        """Whether the tasks have no node and no cut edge in common, so that one pass serves all."""
+
+    def _explore(self, stops: Collection[Node]) -> list[Node]:
+        """Fill ``parents`` and ``leaves``; return the nodes of leaves that are not shared."""
+        shared = {id(tensor) for tensor in self.shared}
+        parents = self.parents
+        private: list[Node] = []
+        stack: list[Node] = []
+        for root in self.roots:
+            if root is not None and root[0] not in parents:
+                parents[root[0]] = []
+                stack.append(root[0])
+        while stack:
+            node = stack.pop()
+            if node in stops:
+                continue
+            following = node.next_functions
+            if not following:
+                leaf = getattr(node, "variable", None)
+                if leaf is not None:
+                    self.leaves[id(leaf)] = node
+                    if id(leaf) not in shared:
+                        private.append(node)
+                continue
+            for child, _ in following:
+                if child is None:
+                    continue
+                above = parents.get(child)
+                if above is None:
+                    parents[child] = [node]
+                    stack.append(child)
+                else:
+                    above.append(node)
+        return private
+
+    def _private_nodes(self, leaves: list[Node]) -> set[Node]:
+        private: set[Node] = set()
+        stack = leaves
+        while stack:
+            node = stack.pop()
+            if node not in private:
+                private.add(node)
+                stack.extend(self.parents[node])
+        return private
+
+    def _split(self, root: Edge | None, private: set[Node]) -> set[Node]:
+        """Append this task's own leaves and cut edges; return its private nodes."""
+        heads: list[Tensor] = []
+        cut: dict[Edge, None] = {}
+        seen: set[Node] = set()
+        if root is not None and root[0] not in private:
+            cut[root] = None
+        elif root is not None:
+            stack = [root[0]]
+            while stack:
+                node = stack.pop()
+                if node in seen:
+                    continue
+                seen.add(node)
+                following = node.next_functions
+                if not following:
+                    heads.append(node.variable)
+                for child, number in following:
+                    if child is None:
+                        continue
+                    if child in private:
+                        stack.append(child)
+                    else:
+                        cut[child, number] = None
+        self.heads.append(heads)
+        self.cuts.append(list(cut))
+        return seen
+
+    @property
+    def own_leaves(self) -> list[Tensor]:
+        """Leaves that are not shared, each once, in the order of the tasks."""
+        return list({id(leaf): leaf for heads in self.heads for leaf in heads}.values())
+
+    def reaches_shared(self, task: int) -> bool:
+        """Return whether this task's loss depends on something shared."""
+        return bool(self.cuts[task])
+
+    def has(self, kind: str) -> bool:
+        """Return whether some node's class name contains this text."""
+        return any(kind in type(node).__name__ for node in self.parents)
+
+
+def differentiate(
+    outputs: Sequence[Any],
+    inputs: Sequence[Any],
+    grad_outputs: Sequence[Tensor | None],
+    batched: bool = False,
+) -> tuple[Tensor | None, ...]:
+    """Call :func:`torch.autograd.grad`, keep the graph, and explain the errors that a repeated backward can meet.
+
+    Raises:
+        RuntimeError: If the graph cannot be passed several times, with the remedy in the message.
+    """
+    if not inputs or not outputs:
+        return (None,) * len(inputs)
+    try:
+        return torch.autograd.grad(
+            outputs, inputs, grad_outputs, retain_graph=True, allow_unused=True, is_grads_batched=batched
+        )
+    except RuntimeError as error:
+        text = str(error)
+        if "donated buffer" in text:
+            raise RuntimeError(
+                "Gradient balancing passes the graph once a task, which a torch.compile'd network with donated buffers "
+                "does not allow; call balancer.watch(encoder) before its first forward pass, or set "
+                "torch._functorch.config.donated_buffer = False."
+            ) from error
+        if "use_reentrant" in text or "incompatible with .grad()" in text:
+            raise RuntimeError(
+                "Gradient balancing needs torch.autograd.grad, which reentrant activation checkpointing does not "
+                "support; call torch.utils.checkpoint.checkpoint(..., use_reentrant=False)."
+            ) from error
+        raise

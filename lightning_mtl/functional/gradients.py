@@ -1,0 +1,169 @@
+"""Task gradients as tensors: their Gramian, what it tells, and handing a finished update to parameters."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+_CHUNK = 1 << 16  # columns; K rows of this many float32 stay in a processor's cache
+
+
+def gramian(matrix: Tensor) -> Tensor:
+    """Return the inner products of the rows, accumulated in at least float32.
+
+    Rows in half precision are widened a block of columns at a time, so no second matrix is built.
+
+    Args:
+        matrix: One gradient a row.
+
+    Shape:
+        - matrix: ``(K, P)``; returns ``(K, K)``.
+
+    Example:
+        >>> gramian(torch.tensor([[1.0, 0.0], [1.0, 2.0]]))
+        tensor([[1., 1.],
+                [1., 5.]])
+    """
+    if matrix.dtype in (torch.float32, torch.float64):
+        return matrix @ matrix.T
+    total = torch.zeros(len(matrix), len(matrix), device=matrix.device)
+    for block in torch.split(matrix, _CHUNK, dim=1):
+        wide = block.float()
+        total.addmm_(wide, wide.T)
+    return total
+
+
+def combine_rows(weights: Tensor, matrix: Tensor) -> Tensor:
+    """Return the weighted sum of the rows, in the matrix's dtype but at least float32.
+
+    Shape:
+        - weights: ``(K,)``; matrix: ``(K, P)``; returns ``(P,)``.
+    """
+    if matrix.dtype in (torch.float32, torch.float64):
+        return weights.to(matrix.dtype) @ matrix
+    return torch.cat([weights.float() @ block.float() for block in torch.split(matrix, _CHUNK, dim=1)])
+
+
+def gramian_norms(gram: Tensor) -> Tensor:
+    """Return the norms of the gradients, ``(K,)``, from their Gramian ``(K, K)``."""
+    return gram.diagonal().clamp(min=0).sqrt()
+
+
+def gramian_cosines(gram: Tensor) -> Tensor:
+    """Return the cosines between the gradients, ``(K, K)``; 0 with a zero gradient, 1 on the rest of the diagonal."""
+    norms = gramian_norms(gram)
+    inverse = torch.where(norms > 0, 1 / norms, torch.zeros_like(norms))
+    return (gram * inverse[:, None] * inverse).clamp(-1, 1)
+
+
+def conflict_share(gram: Tensor) -> Tensor:
+    """Return the share of task pairs whose gradients have a negative inner product; 0 for a single task.
+
+    Example:
+        >>> conflict_share(torch.tensor([[1.0, -0.5, 0.2], [-0.5, 1.0, 0.1], [0.2, 0.1, 1.0]]))
+        tensor(0.3333)
+    """
+    count = len(gram)
+    if count < 2:
+        return torch.zeros((), device=gram.device)
+    negative = (gram < 0).triu(diagonal=1).sum()
+    return negative / (count * (count - 1) / 2)
+
+
+@contextlib.contextmanager
+def tensor_hooks_off(tensors: Sequence[Tensor]) -> Iterator[None]:
+    """Silence the hooks that ``tensor.register_hook`` put on these tensors.
+
+    A tensor hook of a leaf fires whenever its gradient is computed, also by :func:`torch.autograd.grad`. Inside this
+    context the tables of hooks are empty; they are filled again on leaving, in their order.
+    """
+    silenced: list[tuple[dict[int, Any], dict[int, Any]]] = []
+    for tensor in tensors:
+        hooks = tensor._backward_hooks
+        if hooks:
+            silenced.append((hooks, dict(hooks)))
+            hooks.clear()
+    try:
+        yield
+    finally:
+        for hooks, kept in silenced:
+            hooks.update(kept)
+
+
+class _Injection(torch.autograd.Function):
+    """A scalar with a given value, whose backward hands given gradients to given tensors."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, value: Tensor, factor: Tensor | None, keep: Tensor | None, gradients: list[Tensor], *tensors: Tensor
+    ) -> Tensor:
+        ctx.factor, ctx.keep, ctx.gradients = factor, keep, gradients
+        ctx.set_materialize_grads(False)
+        return value.clone()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_output: Tensor | None) -> tuple[Tensor | None, ...]:
+        gradients = ctx.gradients
+        if grad_output is None:
+            return (None,) * (4 + len(gradients))
+        factor = grad_output if ctx.factor is None else grad_output * ctx.factor
+        if all(gradient.device == factor.device for gradient in gradients):
+            scaled = list(torch._foreach_mul(gradients, factor))
+        else:
+            scaled = [gradient * factor.to(gradient.device) for gradient in gradients]
+        if ctx.keep is not None:
+            scaled = [torch.where(ctx.keep, gradient, torch.zeros_like(gradient)) for gradient in scaled]
+        return (None, None, None, None, *scaled)
+
+
+def inject(
+    value: Tensor,
+    tensors: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    factor: Tensor | None = None,
+    keep: Tensor | None = None,
+) -> Tensor:
+    """Return a scalar with this value whose backward adds these gradients to these tensors.
+
+    The gradients are multiplied by whatever gradient reaches the scalar, so loss scales and the divisor of gradient
+    accumulation act on them as on any loss. Every backward hands out fresh tensors, which leaves take over without a
+    copy; all hooks of the tensors fire once.
+
+    Args:
+        value: Value of the scalar; it is detached.
+        tensors: Parameters or intermediate results that require a gradient.
+        gradients: One for each, of its shape and dtype.
+        factor: Scalar tensor by which all gradients are multiplied.
+        keep: Boolean scalar tensor; if it is false, the gradients are zero, even where they are not finite.
+
+    Example:
+        >>> point = torch.zeros(2, requires_grad=True)
+        >>> inject(torch.tensor(5.0), [point], [torch.tensor([1.0, 2.0])]).mul(3).backward()
+        >>> point.grad
+        tensor([3., 6.])
+    """
+    with torch.enable_grad():
+        return cast(Tensor, _Injection.apply(value.detach(), factor, keep, list(gradients), *tensors))
+
+
+def flat_tensors(nest: Any) -> list[Tensor]:
+    """Return the tensors in a nest of mappings, lists and tuples, in order, each one once."""
+    found: dict[int, Tensor] = {}
+
+    def visit(part: Any) -> None:
+        if isinstance(part, Tensor):
+            found.setdefault(id(part), part)
+        elif hasattr(part, "values") and callable(part.values):
+            for item in part.values():
+                visit(item)
+        elif isinstance(part, list | tuple):
+            for item in part:
+                visit(item)
+
+    visit(nest)
+    return list(found.values())
