@@ -1,0 +1,113 @@
+"""CAGrad: the best worst-case improvement in a ball around the mean gradient."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lightning_mtl.functional.gramian.nnqp import nonnegative_quadratic_program
+from lightning_mtl.functional.gramian.pivoting import block_pivoting, jittered
+from lightning_mtl.functional.gramian.unit_rows import may_branch, restore, unit_rows
+
+_PIVOTS = 20
+_TOLERANCE = 1e-12
+
+
+def cagrad(gramian: Tensor, c: float = 0.5, rescale: Literal[0, 1, 2] = 0) -> Tensor:
+    r"""Maximize the smallest improvement of a task near the mean gradient (Liu et al., NeurIPS 2021).
+
+    .. math:: \hat g = \arg\max_d \min_k \langle g_k, d \rangle \quad \text{s.t. } \|d - g_0\| \le c \|g_0\|,
+        \qquad g_0 = \frac1K \sum_k g_k
+
+    The dual minimizes :math:`\langle g_w, g_0 \rangle + c \|g_0\| \|g_w\|` over the simplex, :math:`g_w = \sum_k w_k
+    g_k`, and :math:`\hat g = g_0 + c \|g_0\| g_w / \|g_w\|`. On a known support of :math:`w` the dual has a closed
+    form, and the support is found by block principal pivoting.
+
+    Args:
+        gramian: Inner products of the task gradients.
+        c: Radius of the ball relative to :math:`\|g_0\|`, not negative. 0 gives the mean gradient; from 1 on no task is
+            harmed.
+        rescale: 0 returns the paper's update, 1 divides it by :math:`1 + c^2` (the default of LibMTL and of the
+            authors' code), 2 by :math:`1 + c`.
+
+    Shape:
+        - gramian: ``(K, K)``; returns ``(K,)``, non-negative.
+
+    Raises:
+        ValueError: If ``c`` is negative or ``rescale`` unknown.
+
+    Note:
+        Exact, where the public codes stop a general solver at an absolute tolerance: TorchJD returns zero weights below
+        a gradient norm of 0.01, LibMTL its uniform starting point. A task with zero gradient bounds the smallest
+        improvement by 0 for every direction; among the directions that reach the bound the one that is best for the
+        other tasks is taken.
+
+    Example:
+        >>> cagrad(torch.tensor([[1.0, 0.0], [0.0, 4.0]]), c=0.5)
+        tensor([1.0559, 0.5000])
+
+    References:
+        B. Liu, X. Liu, X. Jin, P. Stone, Q. Liu. *Conflict-averse gradient descent for multi-task learning*. NeurIPS,
+        2021, Eq. 3 and Alg. 1. https://arxiv.org/abs/2110.14048
+    """
+    if c < 0:
+        raise ValueError(f"cagrad: c must not be negative, got {c}; the paper uses values between 0 and 1.")
+    if rescale not in (0, 1, 2):
+        raise ValueError(f"cagrad: rescale must be 0, 1 or 2, got {rescale}; 0 is the paper's update.")
+    rows = unit_rows(gramian)
+    matrix = jittered(rows.cosines)
+    positive = rows.norms > 0
+    mean = rows.norms / rows.norms.shape[-1]
+    ascent = rows.cosines @ mean  # <unit row, g_0>
+    length = (mean @ ascent).clamp(min=0).sqrt()
+    length = length + (length == 0)
+    ascent = ascent / length  # from here on, ||g_0|| = 1
+    closeness = rows.inverse / (rows.inverse.amax() + ~positive.any())
+    start = positive & (ascent * rows.norms <= (ascent * mean).sum())
+    pivoted = block_pivoting(
+        lambda passive: _stationary_point(matrix, ascent, closeness, c, passive),
+        start.unsqueeze(0),
+        _PIVOTS,
+        _TOLERANCE,
+    )
+    value = pivoted.value.squeeze(0).clamp(min=0)
+    if not (may_branch(value) and bool(pivoted.solved)):
+        value = torch.where(pivoted.solved, value, _best_in_ball(matrix, ascent, rows.norms, c, value))
+    weights = 1 / rows.norms.shape[-1] + value * rows.inverse * length
+    return restore(weights / (1 + (c * c if rescale == 1 else c if rescale == 2 else 0)), rows, gramian)
+
+
+def _stationary_point(
+    matrix: Tensor, ascent: Tensor, closeness: Tensor, c: float, passive: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Solve H v + ascent = z * closeness and v'Hv = c^2 for v and z on the support, z * closeness being the gain."""
+    eye = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
+    block = torch.where(passive.unsqueeze(-1) & passive.unsqueeze(-2), matrix, eye)
+    right = torch.stack([closeness, ascent], -1) * passive.unsqueeze(-1)
+    toward, back = torch.cholesky_solve(right, torch.linalg.cholesky_ex(block).L).unbind(-1)
+    curvature = (toward @ closeness).unsqueeze(-1)
+    curvature = curvature + (curvature == 0)
+    cross = (toward @ ascent).unsqueeze(-1) / curvature
+    tangent = toward * cross - back  # the part of -g_0 along the affine hull of the supporting gradients
+    stretch = ((c * c + (tangent @ ascent).unsqueeze(-1)).clamp(min=0) / curvature).sqrt()
+    value = stretch * toward + tangent
+    gain = stretch + cross
+    slack = torch.addmm(ascent.unsqueeze(0), value, matrix) - gain * closeness
+    size = value.abs().amax(-1, keepdim=True)
+    return value, torch.where(passive, value / (size + (size == 0)), slack / (1 + size + gain.abs()))
+
+
+def _best_in_ball(matrix: Tensor, ascent: Tensor, norms: Tensor, c: float, candidate: Tensor) -> Tensor:
+    """Choose the better of a candidate and of the projection of g_0 on the dual cone, both fitted into the ball.
+
+    Pivoting fails only where zero is at the edge of the hull of the gradients. There the projection is optimal.
+    """
+    projection = nonnegative_quadratic_program(matrix, ascent.unsqueeze(0)).squeeze(0)
+    both = torch.stack([candidate, projection])
+    square = ((both @ matrix) * both).sum(-1, keepdim=True).clamp(min=0)
+    limit = c / square.sqrt()
+    both = both * torch.cat([torch.where(square[:1] > 0, limit[:1], 0), limit[1:].clamp(max=1)])
+    worst = ((both @ matrix + ascent) * norms).amin(-1)
+    return torch.where(worst[0] >= worst[1], both[0], both[1])

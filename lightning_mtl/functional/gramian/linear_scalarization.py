@@ -1,0 +1,38 @@
+"""Weights that do not depend on the gradients."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lightning_mtl.functional.gramian.unit_rows import restore, unit_rows
+
+
+def preference_vector(preference: Tensor | None, like: Tensor) -> Tensor:
+    """Return the preference in the dtype and on the device of ``like``, or 1/K for each of its entries."""
+    if preference is None:
+        return torch.full_like(like, 1 / like.shape[-1])
+    return preference.detach().to(like).expand_as(like)
+
+
+def linear_scalarization(gramian: Tensor, preference: Tensor | None = None) -> Tensor:
+    r"""Return constant weights: :math:`w = p`, the baseline of every gradient method.
+
+    Args:
+        gramian: Inner products of the task gradients; only its size, dtype, device and finiteness matter.
+        preference: The weights. Default: 1/K each, the mean gradient.
+
+    Shape:
+        - gramian: ``(K, K)``.
+        - preference: ``(K,)``; returns ``(K,)``.
+
+    Example:
+        >>> linear_scalarization(torch.eye(2))
+        tensor([0.5000, 0.5000])
+
+    References:
+        K. Miettinen. *Nonlinear multiobjective optimization*. Springer, 1998, Sec. 3.1.
+        https://doi.org/10.1007/978-1-4615-5563-6
+    """
+    rows = unit_rows(gramian)
+    return restore(preference_vector(preference, rows.norms), rows, gramian)

@@ -1,0 +1,69 @@
+"""Pareto MTL: descent within the region of the loss space that belongs to one preference."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lightning_mtl.functional.gramian.min_norm import min_norm_point
+from lightning_mtl.functional.gramian.unit_rows import restore, unit_rows
+
+
+def pmtl(gramian: Tensor, losses: Tensor, preferences: Tensor, index: int, initial: bool = False) -> Tensor:
+    r"""Weight the gradients by the descent direction restricted to one preference region (Lin et al., NeurIPS 2019).
+
+    The region of the preference :math:`u_i` is where :math:`\langle u_j - u_i, L \rangle \le 0` for all other
+    preferences :math:`u_j`. Violated constraints join the tasks: the update is the point of smallest norm in the hull
+    of the task gradients and of the gradients :math:`\sum_k (u_j - u_i)_k g_k` of the violated constraints. All of them
+    are combinations of task gradients, so their Gramian is :math:`B G B^\top` with the coefficients in the rows of
+    :math:`B`, and the task weights are :math:`w = B^\top \alpha`.
+
+    Args:
+        gramian: Inner products of the task gradients.
+        losses: Task losses.
+        preferences: All preference vectors, one a row.
+        index: Row of the preference that is trained for.
+        initial: Leave the task gradients out, as in the first phase that looks for a point of the region. The weights
+            are zero when no constraint is violated, which ends this phase.
+
+    Shape:
+        - gramian: ``(K, K)``.
+        - losses: ``(K,)``.
+        - preferences: ``(M, K)``.
+        - returns: ``(K,)``; entries may be negative.
+
+    Raises:
+        ValueError: If ``index`` is not a row of ``preferences``.
+
+    Note:
+        Exact where the authors' code uses Frank-Wolfe steps. Their training loop divides the weights by the sum of
+        their absolute values, which is left to the caller.
+
+    Example:
+        >>> rays = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+        >>> pmtl(torch.eye(2), torch.tensor([1.0, 2.0]), rays, index=0)
+        tensor([0.2000, 0.6000])
+
+    References:
+        X. Lin, H.-L. Zhen, Z. Li, Q. Zhang, S. Kwong. *Pareto multi-task learning*. NeurIPS, 2019, Eq. 11-13 and Alg.
+        1. https://arxiv.org/abs/1912.12854
+    """
+    if not -len(preferences) <= index < len(preferences):
+        raise ValueError(
+            f"pmtl: index must be a row of preferences, got {index} with {len(preferences)} rows; correct it."
+        )
+    rows = unit_rows(gramian)
+    rays = preferences.detach().to(rows.norms)
+    differences = rays - rays[index]
+    violated = differences @ losses.detach().to(rows.norms) > 0
+    tasks = torch.eye(rows.norms.shape[-1], dtype=rays.dtype, device=rays.device)
+    coefficients = torch.cat([tasks, differences])
+    products = rows.cosines * torch.outer(rows.norms, rows.norms)
+    first = torch.ones_like(rows.norms, dtype=torch.bool)
+    if initial:
+        first = (~violated.any()).expand_as(first)
+    alpha = min_norm_point(coefficients @ products @ coefficients.T, torch.cat([first, violated]))
+    weights = alpha @ coefficients
+    if initial:
+        weights = torch.where(violated.any(), weights, 0)
+    return restore(weights, rows, gramian)
