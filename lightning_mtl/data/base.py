@@ -157,9 +157,9 @@ class MultiTaskDataModule(LightningDataModule, ABC):
         """Return the data set of a split, a map-style data set of ``(inputs, targets)``."""
 
     @property
-    @abstractmethod
     def ignore_values(self) -> dict[str, float]:
-        """Task -> value of a target without label. Tasks whose labels cannot be left out are absent."""
+        """Task -> value of a target without label; by default no task's labels can be left out."""
+        return {}
 
     def collate(self, samples: list[Sample]) -> Any:
         """Join samples into a batch; ``default_collate`` unless overridden."""
@@ -184,7 +184,7 @@ class MultiTaskDataModule(LightningDataModule, ABC):
             if task not in self.ignore_values:
                 raise ValueError(
                     f"{name}: label_fraction must name tasks whose labels can be left out "
-                    f"({', '.join(sorted(self.ignore_values))}), got '{task}'."
+                    f"({', '.join(sorted(self.ignore_values)) or 'none here'}), got '{task}'."
                 )
         if self.label_fraction:
             return PartialLabels(dataset, self.label_fraction, self.ignore_values, self.seed)

@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Generator, Tensor
 from torch.utils.data import Dataset
-from torchvision.io import ImageReadMode, decode_image, read_file
 
 from lightning_mtl.data.base import MultiTaskDataModule, Sample, Split, resolve_root
 from lightning_mtl.data.dense.edges import close_gaps, label_boundaries
@@ -269,14 +269,17 @@ class NYUv2DataModule(MultiTaskDataModule):
         return [i // run in chosen for i in range(length)]
 
 
-def _decode(path: Path, mode: ImageReadMode) -> Tensor:
+def _decode(path: Path, modes: Sequence[str], expected: str) -> Tensor:
+    """Return the pixels of an image whose Pillow mode is one of ``modes``; for mode RGB any image is converted."""
     try:
-        return decode_image(read_file(str(path)), mode)  # type: ignore[no-any-return]
-    except RuntimeError as error:
-        reason = str(error).rsplit(": ", 1)[-1]
-        raise DataFileError(
-            _NAME, path, f"must be a readable image, got an error: {reason}", "copy it again"
-        ) from error
+        with Image.open(path) as image:
+            decoded = image.convert("RGB") if "RGB" in modes else image
+            pixels, mode = torch.from_numpy(np.array(decoded)), decoded.mode
+    except (OSError, SyntaxError, ValueError) as error:
+        raise DataFileError(_NAME, path, f"must be a readable image, got an error: {error}", "copy it again") from error
+    if mode not in modes:
+        raise DataFileError(_NAME, path, f"must be {expected}, got Pillow mode '{mode}'", "export it again")
+    return pixels.permute(2, 0, 1) if pixels.ndim == 3 else pixels
 
 
 def _load(path: Path, channels: int | None) -> Tensor:
@@ -298,29 +301,21 @@ def _load(path: Path, channels: int | None) -> Tensor:
 
 
 def _png_image(path: Path, num_classes: int) -> Tensor:
-    return _decode(path, ImageReadMode.RGB)
+    return _decode(path, ("RGB",), "in colour")
 
 
 def _png_labels(path: Path, num_classes: int) -> Tensor:
-    labels = _decode(path, ImageReadMode.UNCHANGED)
-    if labels.dtype != torch.uint8 or len(labels) != 1:
-        raise DataFileError(
-            _NAME, path, f"must be 8-bit grey, got {tuple(labels.shape)} {labels.dtype}", "export it again"
-        )
+    labels = _decode(path, ("L", "P"), "8-bit grey or palette")
     if (largest := int(labels.max())) > num_classes:
         raise DataFileError(
             _NAME, path, f"class ids must be in 0..{num_classes}, got {largest}", "check num_classes and the file"
         )
-    return labels[0] - 1  # void 0 wraps to 255
+    return labels - 1  # void 0 wraps to 255
 
 
 def _png_depth(path: Path, num_classes: int) -> Tensor:
-    depth = _decode(path, ImageReadMode.UNCHANGED)
-    if depth.dtype != torch.uint16 or len(depth) != 1:
-        raise DataFileError(
-            _NAME, path, f"must be 16-bit grey (millimetres), got {tuple(depth.shape)} {depth.dtype}", "export it again"
-        )
-    return depth.to(torch.float32).mul_(1e-3)
+    depth = _decode(path, ("I;16", "I;16B", "I"), "16-bit grey (millimetres)")
+    return depth.to(torch.float32).mul_(1e-3)[None]
 
 
 def _unit_or_zero(normals: Tensor, longest: float) -> Tensor:
@@ -331,7 +326,7 @@ def _unit_or_zero(normals: Tensor, longest: float) -> Tensor:
 
 def _png_normals(path: Path, num_classes: int) -> Tensor:
     # 127 or 128 in all channels is a zero vector, and 0 or 255 in all of them a vector of length 1.7: both are invalid.
-    return _unit_or_zero(_decode(path, ImageReadMode.RGB).to(torch.float32).mul_(1 / 127.5).sub_(1), longest=1.5)
+    return _unit_or_zero(_decode(path, ("RGB",), "in colour").to(torch.float32).mul_(1 / 127.5).sub_(1), longest=1.5)
 
 
 def _npy_image(path: Path, num_classes: int) -> Tensor:

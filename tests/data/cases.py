@@ -1,0 +1,95 @@
+"""Every data module with small arguments, and what its batches hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lightning_mtl.data import (
+    Compose,
+    JointTransform,
+    MultiMNISTDataModule,
+    MultiTaskDataModule,
+    Normalize,
+    NYUv2DataModule,
+    PhotometricJitter,
+    RandomHorizontalFlip,
+    RandomScaleCrop,
+    Resize,
+    SyntheticScenesDataModule,
+)
+from tests.data.trees import SIZE, write_mnist, write_mtan_tree, write_png_tree
+
+DENSE = ("segmentation", "depth", "normals", "edges")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A data module: how to build it on fresh files, and shape and type of a batch of four."""
+
+    id: str
+    build: Callable[..., MultiTaskDataModule]
+    files: Callable[[Path], Path] | None
+    image: tuple[int, ...]
+    targets: dict[str, tuple[tuple[int, ...], torch.dtype]]
+
+    def make(self, folder: Path, **options: Any) -> MultiTaskDataModule:
+        if self.files is not None:
+            root = folder / self.id
+            options["root"] = root if root.is_dir() else self.files(root)
+        return self.build(**{"batch_size": 4, "num_workers": 0, **options})
+
+
+def dense(height: int, width: int) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    return {
+        "segmentation": ((height, width), torch.int64),
+        "depth": ((1, height, width), torch.float32),
+        "normals": ((3, height, width), torch.float32),
+        "edges": ((1, height, width), torch.float32),
+    }
+
+
+def _scenes(**options: Any) -> SyntheticScenesDataModule:
+    return SyntheticScenesDataModule(tasks=DENSE, size=(16, 20), num_train=13, num_val=5, num_test=3, **options)
+
+
+def _nyuv2(**options: Any) -> NYUv2DataModule:
+    return NYUv2DataModule(tasks=DENSE, **options)
+
+
+def _nyuv2_resized(**options: Any) -> NYUv2DataModule:
+    options = {"augment": [RandomHorizontalFlip(), PhotometricJitter()], **options}
+    return NYUv2DataModule(tasks=DENSE, num_classes=40, size=(18, 20), **options)
+
+
+def _multi_mnist(**options: Any) -> MultiMNISTDataModule:
+    return MultiMNISTDataModule(num_train=70, num_val=12, num_test=9, **options)
+
+
+DIGITS = {"left": ((), torch.int64), "right": ((), torch.int64)}
+
+CASES = [
+    Case("synthetic-scenes", _scenes, None, (3, 16, 20), dense(16, 20)),
+    Case("nyuv2-png", _nyuv2, write_png_tree, (3, *SIZE), dense(*SIZE)),
+    Case("nyuv2-png-resized", _nyuv2_resized, write_png_tree, (3, 18, 20), dense(18, 20)),
+    Case("nyuv2-mtan", _nyuv2, write_mtan_tree, (3, *SIZE), dense(*SIZE)),
+    Case("multi-mnist", _multi_mnist, write_mnist, (1, 36, 36), DIGITS),
+]
+
+TRANSFORMS: dict[str, JointTransform] = {
+    "RandomHorizontalFlip": RandomHorizontalFlip(0.5),
+    "RandomScaleCrop": RandomScaleCrop(),
+    "RandomScaleCrop-resized": RandomScaleCrop((1.0, 1.3), size=(20, 24)),
+    "Resize": Resize((20, 24)),
+    "PhotometricJitter": PhotometricJitter(),
+    "Normalize": Normalize(),
+    "Compose": Compose([RandomScaleCrop(), RandomHorizontalFlip(), PhotometricJitter()]),
+}
+
+# NYUv2, SyntheticScenes and MultiMNIST are tested through the modules above; SeededSampler and SampleIndex in
+# test_samplers.py; ResumableDataLoader in test_loader.py; PartialLabels, DatasetNotFoundError, DataFileError and
+# EmptySplitError in test_base.py, test_nyuv2.py and test_multi_mnist.py.

@@ -1,0 +1,176 @@
+"""What holds for every data module."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from lightning_mtl.data import (
+    DatasetNotFoundError,
+    EmptySplitError,
+    JointTransform,
+    SyntheticScenes,
+    SyntheticScenesDataModule,
+)
+from tests.data.cases import CASES, DENSE, TRANSFORMS, Case
+from tests.data.trees import fingerprint
+
+cases = pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+with_files = pytest.mark.parametrize("case", [case for case in CASES if case.files], ids=lambda case: case.id)
+
+
+@cases
+@pytest.mark.parametrize("split", ["train", "val", "test", "predict"])
+def test_batches_hold_what_is_promised(case: Case, split: str, tmp_path: Path) -> None:
+    data = case.make(tmp_path)
+    data.setup()
+    loader = data.make_loader(split)
+    inputs, targets = next(iter(loader))
+    batch = min(4, len(data.datasets[split]))
+    assert inputs.shape == (batch, *case.image)
+    assert inputs.dtype == torch.float32
+    assert set(targets) == set(case.targets)
+    for task, (shape, dtype) in case.targets.items():
+        assert targets[task].shape == (batch, *shape), task
+        assert targets[task].dtype == dtype, task
+
+
+@cases
+def test_targets_are_in_range(case: Case, tmp_path: Path) -> None:
+    data = case.make(tmp_path)
+    data.setup("fit")
+    for inputs, targets in data.train_dataloader():
+        assert inputs.isfinite().all()
+        for task, value in targets.items():
+            if task in ("segmentation", "left", "right"):
+                classes = data.num_classes
+                assert ((value >= 0) & (value < classes) | (value == 255)).all()
+            elif task == "edges":
+                assert ((value == 0) | (value == 1) | (value == 255)).all()
+            elif task == "normals":
+                length = value.norm(dim=1)
+                assert ((length - 1).abs() < 1e-4).logical_or(length == 0).all()
+            else:
+                assert (value >= 0).all()
+                assert value.max() <= 10.001
+
+
+@cases
+def test_the_same_seed_gives_the_same_batches_and_another_seed_others(case: Case, tmp_path: Path) -> None:
+    def batches(seed: int) -> list[list[str]]:
+        data = case.make(tmp_path, seed=seed, **({"val_split": "test"} if case.id.startswith("nyuv2") else {}))
+        data.setup("fit")
+        return [fingerprint(batch) for batch in data.train_dataloader()]
+
+    assert batches(3) == batches(3)
+    assert batches(3) != batches(4)
+
+
+@cases
+def test_splits_are_disjoint(case: Case, tmp_path: Path) -> None:
+    data = case.make(tmp_path, **({"augment": False} if case.id.startswith("nyuv2") else {}))
+    data.setup()
+    seen = {s: {fingerprint(d[i][0])[0] for i in range(len(d))} for s, d in data.datasets.items()}
+    assert all(seen.values())
+    assert not seen["train"] & seen["val"]
+    assert not seen["train"] & seen["test"]
+    assert not seen["val"] & seen["test"]
+    assert seen["predict"] == seen["test"]
+
+
+@cases
+def test_setup_twice_keeps_the_data(case: Case, tmp_path: Path) -> None:
+    data = case.make(tmp_path)
+    data.setup("fit")
+    before = dict(data.datasets)
+    data.setup("fit")
+    data.setup("test")
+    assert all(data.datasets[split] is dataset for split, dataset in before.items())
+    assert set(data.datasets) == {"train", "val", "test"}
+
+
+@cases
+def test_a_loader_leaves_the_global_generator_alone(case: Case, tmp_path: Path) -> None:
+    data = case.make(tmp_path)
+    before = torch.get_rng_state()
+    data.setup("fit")
+    list(data.train_dataloader())
+    list(data.val_dataloader())
+    assert torch.get_rng_state().equal(before)
+
+
+@cases
+def test_evaluation_is_the_same_every_time(case: Case, tmp_path: Path) -> None:
+    data = case.make(tmp_path)
+    data.setup("test")
+    loader = data.test_dataloader()
+    first = [fingerprint(batch) for batch in loader]
+    loader.sampler.set_epoch(5)
+    assert [fingerprint(batch) for batch in loader] == first
+
+
+@cases
+def test_workers_change_nothing(case: Case, tmp_path: Path) -> None:
+    def batches(workers: int) -> list[list[str]]:
+        data = case.make(tmp_path, num_workers=workers, persistent_workers=False)
+        data.setup("fit")
+        return [[str(x.double().sum().item()) for x in (b[0], *b[1].values())] for b in data.train_dataloader()]
+
+    assert batches(0) == batches(2)
+
+
+@cases
+def test_label_fraction_blanks_whole_samples_of_the_training_split_alone(case: Case, tmp_path: Path) -> None:
+    task = next(iter(case.targets))
+    data = case.make(tmp_path, label_fraction={task: 0.5}, drop_last=False)
+    data.setup()
+    ignored = 255 if task == "segmentation" else -100
+    blank = [bool((targets[task] == ignored).all()) for targets in (t for _, t in data.datasets["train"])]
+    assert blank.count(False) == round(0.5 * len(blank))
+    other = next(t for t in case.targets if t != task)
+    assert not any((t[other] == ignored).all() for _, t in data.datasets["train"])
+    assert not any((t[task] == ignored).all() for _, t in data.datasets["val"])
+
+
+@with_files
+def test_a_missing_root_says_what_to_do(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LIGHTNING_MTL_DATA", raising=False)
+    with pytest.raises(DatasetNotFoundError, match=r"root must name.*--data\.root.*LIGHTNING_MTL_DATA.*http"):
+        case.build(num_workers=0).setup("fit")
+    with pytest.raises(DatasetNotFoundError, match=r"root '.*nowhere' is not a folder.*http"):
+        case.build(root=tmp_path / "nowhere", num_workers=0).setup("fit")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DatasetNotFoundError, match=r"data not found in '.*empty': missing .*http"):
+        case.build(root=tmp_path / "empty", num_workers=0).setup("fit")
+
+
+@with_files
+def test_root_none_reads_the_environment(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert case.files is not None
+    case.files(tmp_path / ("mnist" if case.id == "multi-mnist" else "nyuv2"))
+    monkeypatch.setenv("LIGHTNING_MTL_DATA", str(tmp_path))
+    data = case.build(batch_size=4, num_workers=0)
+    data.setup("fit")
+    assert len(data.datasets["train"]) > 4
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS.keys())
+def test_a_transform_follows_its_generator_and_leaves_its_input(transform: JointTransform) -> None:
+    maps = SyntheticScenes(1, tasks=DENSE, size=(24, 30))._render(0)
+    before = {key: value.clone() for key, value in maps.items()}
+    sample = {**maps, "name": "kept"}
+    first = transform(sample, torch.Generator().manual_seed(1))
+    again = transform(sample, torch.Generator().manual_seed(1))
+    assert first["name"] == "kept"
+    for key in before:
+        assert maps[key].equal(before[key])
+        assert first[key].equal(again[key])
+        assert first[key].shape[-2:] == first["image"].shape[-2:]
+
+
+def test_an_empty_split_is_refused() -> None:
+    data = SyntheticScenesDataModule(num_train=4, num_val=0, batch_size=2, size=(8, 8))
+    with pytest.raises(EmptySplitError, match="split 'val' must hold at least one sample, got 0"):
+        data.setup("fit")
