@@ -26,7 +26,8 @@ class ResumableDataLoader(DataLoader[Any]):
     Note:
         The iterator starts its workers when the first batch is asked for, not in ``iter()``: Lightning creates the
         iterator before it announces the epoch. The loader draws from a generator of its own, never from the global one,
-        so that the presence of a loader does not change the model's random numbers.
+        so that the presence of a loader does not change the model's random numbers. A checkpoint written while a step
+        is under way, as on an exception, counts the batch of that step as done.
 
     Example:
         >>> data = list(range(8))

@@ -159,8 +159,7 @@ def test_passes_by_hand_differ_and_resume_exactly() -> None:
     assert not passes[0].equal(passes[1])
     assert not passes[1].equal(passes[2])
     other = loader()
-    for _ in range(1):
-        list(other)
+    list(other)
     iterator = iter(other)
     next(iterator)
     resumed = loader()
@@ -241,5 +240,5 @@ def test_two_processes_share_the_batches_of_one(tmp_path: Path) -> None:
         one = [batch for e, batch, _ in module.seen if e == epoch]
         two = [[batch for e, batch, _ in rank["seen"] if e == epoch] for rank in ranks]
         assert [set(batch) for batch in one] == [{*a, *b} for a, b in zip(*two, strict=True)][: len(one)]
-    validated = sum((rank["validated"] for rank in ranks), [])
+    validated = [value for rank in ranks for value in rank["validated"]]
     assert sorted(validated) == sorted(module.validated)
