@@ -107,6 +107,7 @@ class MultiTaskModule(pl.LightningModule):
         self.tasks = nn.ModuleDict(tasks)
         self.balancer = EqualWeighting() if balancer is None else balancer
         self.balancer.bind(tuple(tasks))
+        self.balancer.watch(encoder)
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
         self.lr_interval = lr_interval

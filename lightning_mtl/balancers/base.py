@@ -211,6 +211,9 @@ class Balancer(nn.Module, Recorded, ABC):
         return torch.tensor([float(values[name]) for name in self.task_names])
 
     # ------------------------------------------------------------------ hooks for whoever runs the loop
+    def watch(self, encoder: nn.Module) -> None:
+        """Meet the shared network before its first forward pass; gradient methods learn its layers and their names."""
+
     def attach(self, trainer: Trainer) -> None:
         """Meet the Trainer before training; gradient methods read its gradient scaler and check its strategy."""
 
