@@ -1,6 +1,47 @@
 """Balancers: task losses or gradients in, one update out."""
 
 from lightning_mtl.balancers.base import Balancer
-from lightning_mtl.balancers.loss_weighting import EqualWeighting, FixedWeighting
+from lightning_mtl.balancers.loss_weighting import (
+    COSMOS,
+    DWA,
+    FAMO,
+    IMTLL,
+    PBI,
+    EqualWeighting,
+    FixedWeighting,
+    GeometricLoss,
+    GradNorm,
+    InitialLossNormalization,
+    LogSmoothTchebycheff,
+    LogTransform,
+    LossSchedule,
+    LossWeighting,
+    PreferenceWeighting,
+    RandomLossWeighting,
+    ScheduledWeighting,
+    SmoothTchebycheff,
+    UncertaintyWeighting,
+)
 
-__all__ = ["Balancer", "EqualWeighting", "FixedWeighting"]
+__all__ = [
+    "COSMOS",
+    "DWA",
+    "FAMO",
+    "IMTLL",
+    "PBI",
+    "Balancer",
+    "EqualWeighting",
+    "FixedWeighting",
+    "GeometricLoss",
+    "GradNorm",
+    "InitialLossNormalization",
+    "LogSmoothTchebycheff",
+    "LogTransform",
+    "LossSchedule",
+    "LossWeighting",
+    "PreferenceWeighting",
+    "RandomLossWeighting",
+    "ScheduledWeighting",
+    "SmoothTchebycheff",
+    "UncertaintyWeighting",
+]

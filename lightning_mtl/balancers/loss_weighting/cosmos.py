@@ -61,7 +61,7 @@ class COSMOS(PreferenceWeighting):
 
     def compute_weights(self, losses: Tensor, rows: list[int]) -> Tensor:
         """Return the partial derivatives."""
-        preferences = take(self.preferences, rows)
+        preferences = take(self.preferences, rows).to(losses.dtype)
         scale = losses.abs().max()  # squares of the scaled losses neither overflow nor vanish
         scaled = losses / torch.where(scale > 0, scale, 1.0)
         length = torch.linalg.vector_norm(scaled)

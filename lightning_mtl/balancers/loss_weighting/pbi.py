@@ -67,7 +67,7 @@ class PBI(PreferenceWeighting):
 
     def compute_weights(self, losses: Tensor, rows: list[int]) -> Tensor:
         """Return the partial derivatives."""
-        preferences = take(self.preferences, rows)
+        preferences = take(self.preferences, rows).to(losses.dtype)
         size = torch.linalg.vector_norm(preferences)
         wanted = preferences / torch.where(size > 0, size, 1.0)
         shifted = losses - take(self.ideal_point, rows)
