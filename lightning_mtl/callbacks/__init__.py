@@ -1,0 +1,6 @@
+"""Callbacks: they watch or steer a run at the Trainer's hooks."""
+
+from lightning_mtl.callbacks.prediction_panels import PredictionPanels
+from lightning_mtl.callbacks.results_table import ResultsTable
+
+__all__ = ["PredictionPanels", "ResultsTable"]

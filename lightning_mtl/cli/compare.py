@@ -1,0 +1,439 @@
+"""``lightning-mtl compare``: finished runs side by side."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml  # type: ignore[import-untyped, unused-ignore]
+
+from lightning_mtl.callbacks.results_table import SECTIONS
+from lightning_mtl.functional.delta_m import delta_m
+
+Format = Literal["table", "md", "csv", "latex"]
+Metrics = Mapping[str, Mapping[str, float]]
+Directions = Mapping[str, Mapping[str, bool]]
+
+_RUN_SPECIFIC = ("seed_everything", "config", "ckpt_path", "results")
+_RUN_SPECIFIC_TRAINER = ("default_root_dir", "logger", "callbacks")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One finished run.
+
+    Args:
+        folder: Where its results were found.
+        name: Its name in tables.
+        balancer: Class path of its balancer, None if unknown.
+        seed: Its seed, None if unknown.
+        evaluations: Section (``"last"``, ``"test"``, ...) -> task -> metric -> value.
+        higher_is_better: Task -> metric -> direction.
+        baselines: Task -> metric -> value of single-task models that it knew.
+        settings: Its configuration without what may differ between seeds, as text; None if unknown.
+    """
+
+    folder: Path
+    name: str
+    balancer: str | None
+    seed: int | None
+    evaluations: Mapping[str, Metrics]
+    higher_is_better: Directions = field(default_factory=dict)
+    baselines: Metrics = field(default_factory=dict)
+    settings: str | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """Runs of one configuration, which differ by their seed.
+
+    Args:
+        label: Their name.
+        runs: How many there are.
+        values: ``(task, metric)`` -> the value of every run that has it.
+        delta_m: Change against the baselines of every run, in percent; empty without baselines.
+    """
+
+    label: str
+    runs: int
+    values: Mapping[tuple[str, str], Sequence[float]]
+    delta_m: Sequence[float]
+
+
+def main(args: Sequence[str]) -> int:
+    """Print the comparison.
+
+    Args:
+        args: Words of the command line behind ``compare``.
+
+    Returns:
+        Exit status 0.
+
+    Raises:
+        SystemExit: With status 2 and one message, if a folder holds no results or the options do not fit.
+    """
+    parser = argparse.ArgumentParser(
+        prog="lightning-mtl compare",
+        description="Compare finished runs by the metrics.json (or metrics.csv) in their folders. Runs of one "
+        "configuration with several seeds become one row, mean and sample standard deviation.",
+    )
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIR", help="folder of a run, or above several")
+    parser.add_argument("--format", choices=("table", "md", "csv", "latex"), default="table", help="of the output")
+    parser.add_argument(
+        "--section",
+        choices=SECTIONS,
+        help="which evaluation to compare; by default the test if all runs have one, otherwise the last validation",
+    )
+    parser.add_argument(
+        "--baselines",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="PATH",
+        help="folders of single-task runs, or JSON files {task: {metric: value}}, for the column of changes",
+    )
+    options = parser.parse_args(args)
+    try:
+        runs = load_runs(options.runs)
+        section = options.section or common_section(runs)
+        directions = join_directions(runs)
+        baselines: dict[str, dict[str, float]] = {}
+        for path in options.baselines:
+            if path.suffix == ".json" and path.name != "metrics.json":
+                baselines |= read_baselines(path)
+            else:
+                single = load_runs([path])
+                directions |= {**join_directions(single), **directions}
+                baselines |= average(single, section if options.section else common_section(single))
+        rows = make_rows(runs, section, baselines or None, directions)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    print(render(rows, directions, options.format), end="")
+    if options.baselines and not any(row.delta_m for row in rows):
+        print("compare: no metric has a baseline and a known direction, so there is no Δm.", file=sys.stderr)
+    return 0
+
+
+# ---------------------------------------------------------------------- reading
+def load_runs(folders: Sequence[Path]) -> list[Run]:
+    """Return the runs in or below these folders.
+
+    Raises:
+        FileNotFoundError: If one of them holds no results.
+        ValueError: If a file cannot be read.
+    """
+    runs = []
+    for folder in folders:
+        files = _result_files(folder)
+        if not files:
+            raise FileNotFoundError(
+                f"{folder}: no metrics.json or metrics.csv in or below this folder; name the log folder of a run with "
+                "the ResultsTable callback or a CSVLogger."
+            )
+        runs += [_read_json(file) if file.suffix == ".json" else _read_csv(file) for file in files]
+    return runs
+
+
+def _result_files(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    found = {file.parent: file for name in ("metrics.csv", "metrics.json") for file in path.rglob(name)}
+    return [found[folder] for folder in sorted(found)]  # the JSON file where there are both
+
+
+def _read_json(file: Path) -> Run:
+    try:
+        report = json.loads(file.read_text(encoding="utf-8"))
+        evaluations = {
+            section: {
+                task: {name: value for name, value in metrics.items() if value is not None}
+                for task, metrics in report[section]["metrics"].items()
+            }
+            for section in SECTIONS
+            if section in report
+        }
+        return Run(
+            folder=file.parent,
+            name=report["name"] or file.parent.name,
+            balancer=report["balancer"],
+            seed=report["seed"],
+            evaluations=evaluations,
+            higher_is_better=report["higher_is_better"],
+            baselines=report["baselines"],
+            settings=_settings(_read_config(file.parent)),
+        )
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{file}: is not what the ResultsTable callback writes ({error!r}); run it again.") from error
+
+
+def _read_csv(file: Path) -> Run:
+    """Read what a CSVLogger wrote: the last value of every column ``val/<task>/<metric>`` and ``test/...``."""
+    evaluations: dict[str, dict[str, dict[str, float]]] = {}
+    with file.open(newline="", encoding="utf-8") as lines:
+        for line in csv.DictReader(lines):
+            for column, value in line.items():
+                stage, _, rest = (column or "").partition("/")
+                task, _, metric = rest.partition("/")
+                if value and metric and metric != "loss" and stage in ("val", "test"):
+                    section = {"val": "last", "test": "test"}[stage]
+                    evaluations.setdefault(section, {}).setdefault(task, {})[metric] = float(value)
+    config = _read_config(file.parent)
+    return Run(
+        folder=file.parent,
+        name=file.parent.name,
+        balancer=None,
+        seed=config.get("seed_everything"),
+        evaluations=evaluations,
+        settings=_settings(config),
+    )
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    """Return the configuration that LightningCLI stored with a run, empty if there is none."""
+    file = folder / "config.yaml"
+    if not file.is_file():
+        return {}
+    try:
+        config = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{file}: is no YAML file ({error}).") from error
+    return config if isinstance(config, dict) else {}
+
+
+def _settings(config: Mapping[str, Any]) -> str | None:
+    """Return a configuration as text, without what differs between seeds of one configuration; None if empty."""
+    kept = {key: value for key, value in config.items() if key not in _RUN_SPECIFIC}
+    if isinstance(kept.get("trainer"), dict):
+        kept["trainer"] = {k: v for k, v in kept["trainer"].items() if k not in _RUN_SPECIFIC_TRAINER}
+    return json.dumps(kept, sort_keys=True, default=str) if kept else None
+
+
+def read_baselines(file: Path) -> dict[str, dict[str, float]]:
+    """Read ``{task: {metric: value}}`` from a JSON file.
+
+    Raises:
+        ValueError: If the file has another form.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        return {
+            str(task): {str(name): float(value) for name, value in metrics.items()} for task, metrics in content.items()
+        }
+    except (json.JSONDecodeError, AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f"{file}: must be a JSON file {{task: {{metric: value}}}} ({error}).") from error
+
+
+# ---------------------------------------------------------------------- arithmetic
+def common_section(runs: Sequence[Run]) -> str:
+    """Return the evaluation that all runs have: the test, else the last validation, else a separate one.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    for section in ("test", "last", "validate"):
+        if all(section in run.evaluations for run in runs):
+            return section
+    raise ValueError("these runs have no evaluation in common: some have a test, others a validation; use --section.")
+
+
+def join_directions(runs: Sequence[Run]) -> dict[str, dict[str, bool]]:
+    """Return what any of the runs knows about the direction of a metric."""
+    joined: dict[str, dict[str, bool]] = {}
+    for run in runs:
+        for task, metrics in run.higher_is_better.items():
+            joined.setdefault(task, {}).update(metrics)
+    return joined
+
+
+def average(runs: Sequence[Run], section: str) -> dict[str, dict[str, float]]:
+    """Return the mean of every metric over the runs that have it."""
+    collected: dict[str, dict[str, list[float]]] = {}
+    for run in runs:
+        for task, metrics in run.evaluations.get(section, {}).items():
+            for name, value in metrics.items():
+                collected.setdefault(task, {}).setdefault(name, []).append(value)
+    return {
+        task: {name: statistics.fmean(found) for name, found in metrics.items()} for task, metrics in collected.items()
+    }
+
+
+def make_rows(runs: Sequence[Run], section: str, baselines: Metrics | None, directions: Directions) -> list[Row]:
+    """Put the seeds of one configuration together.
+
+    Runs belong together if their stored configurations are equal but for the seed and where they log; without stored
+    configurations, if they share name and balancer. In both cases all seeds must be known and different.
+
+    Args:
+        runs: The runs, in order.
+        section: The evaluation to compare.
+        baselines: Single-task values; None takes those that each run knew.
+        directions: Task -> metric -> whether higher is better.
+
+    Raises:
+        ValueError: If a run has no such evaluation.
+    """
+    groups: dict[tuple[Any, ...], list[Run]] = {}
+    for run in runs:
+        if section not in run.evaluations:
+            raise ValueError(f"{run.folder}: has no evaluation {section!r}, only {list(run.evaluations)}.")
+        key: tuple[Any, ...] = (run.settings,) if run.settings else (run.name, run.balancer)
+        if run.seed is None or any(other.seed == run.seed for other in groups.get(key, [])):
+            key = (*key, run.folder)  # a repetition says nothing about the spread between seeds
+        groups.setdefault(key, []).append(run)
+    labels = _labels(list(groups.values()))
+    rows = []
+    for label, members in zip(labels, groups.values(), strict=True):
+        values: dict[tuple[str, str], list[float]] = {}
+        scores = []
+        for run in members:
+            found = run.evaluations[section]
+            for task, metrics in found.items():
+                for name, value in metrics.items():
+                    values.setdefault((task, name), []).append(value)
+            known = {
+                task: {name: value for name, value in metrics.items() if name in directions.get(task, {})}
+                for task, metrics in found.items()
+            }
+            score = delta_m(known, run.baselines if baselines is None else baselines, directions)
+            if score is not None:
+                scores.append(score)
+        rows.append(Row(label, len(members), values, scores))
+    return rows
+
+
+def _labels(groups: Sequence[Sequence[Run]]) -> list[str]:
+    """Name groups as shortly as tells them apart: by name, with the balancer, with the folder."""
+    names = [group[0].name for group in groups]
+    balancers = [(group[0].balancer or "").rpartition(".")[2] for group in groups]
+    longer = [f"{name} ({balancer})" if balancer else name for name, balancer in zip(names, balancers, strict=True)]
+    folders = [str(group[0].folder) for group in groups]
+    return [
+        name if names.count(name) == 1 else (long if longer.count(long) == 1 else f"{long} {folder}")
+        for name, long, folder in zip(names, longer, folders, strict=True)
+    ]
+
+
+# ---------------------------------------------------------------------- output
+def render(rows: Sequence[Row], directions: Directions, style: Format) -> str:
+    """Return the comparison as text that ends with a line break.
+
+    Args:
+        rows: One per configuration.
+        directions: Task -> metric -> whether higher is better; the best mean of a column is set in bold.
+        style: ``"table"`` for a terminal, ``"md"``, ``"latex"`` (for the package booktabs), or ``"csv"`` with mean and
+            standard deviation in columns of their own.
+    """
+    if style == "csv":
+        return _csv(rows)
+    columns = _columns(rows, directions)
+    latex = style == "latex"
+    bold = {"table": "[bold]{}[/bold]", "md": "**{}**", "latex": r"\textbf{{{}}}"}[style]
+    header = ["run", "seeds", *(_title(column, latex) for column in columns)]
+    body = []
+    for i, row in enumerate(rows):
+        line = [_escape(row.label) if latex else row.label, str(row.runs)]
+        for column in columns:
+            text = _mean_std(column.values[i], column.number, latex)
+            line.append(bold.format(text) if _is_best(i, column) else text)
+        body.append(line)
+    return {"table": _terminal, "md": _markdown, "latex": _latex}[style](header, body)
+
+
+@dataclass(frozen=True)
+class _Column:
+    """A title, its direction, the format of its numbers, and the values of every row."""
+
+    title: str
+    higher_is_better: bool | None
+    number: str
+    values: Sequence[Sequence[float]]
+
+
+def _columns(rows: Sequence[Row], directions: Directions) -> list[_Column]:
+    keys = dict.fromkeys(key for row in rows for key in row.values)
+    columns = [
+        _Column(f"{task}/{metric}", directions.get(task, {}).get(metric), ".4g", [r.values.get(key, ()) for r in rows])
+        for key in keys
+        for task, metric in [key]
+    ]
+    if any(row.delta_m for row in rows):
+        columns.append(_Column("Δm %", True, "+.2f", [row.delta_m for row in rows]))
+    return columns
+
+
+def _title(column: _Column, latex: bool) -> str:
+    if latex:
+        arrow = {True: r" $\uparrow$", False: r" $\downarrow$", None: ""}[column.higher_is_better]
+        return _escape(column.title).replace("Δm", r"$\Delta_m$") + arrow
+    return column.title + {True: " ↑", False: " ↓", None: ""}[column.higher_is_better]
+
+
+def _mean_std(values: Sequence[float], number: str, latex: bool) -> str:
+    if not values:
+        return "-"
+    mean = format(statistics.fmean(values), number)
+    if len(values) == 1:
+        return mean
+    return mean + (r" $\pm$ " if latex else " ± ") + format(statistics.stdev(values), number.lstrip("+"))
+
+
+def _is_best(index: int, column: _Column) -> bool:
+    if column.higher_is_better is None or len(column.values) < 2 or not column.values[index]:
+        return False
+    means = [statistics.fmean(values) for values in column.values if values]
+    best = max(means) if column.higher_is_better else min(means)
+    return statistics.fmean(column.values[index]) == best
+
+
+def _terminal(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table()
+    for i, title in enumerate(header):
+        table.add_column(title, justify="right" if i else "left", overflow="fold")
+    for line in body:
+        table.add_row(*line)
+    on_terminal = sys.stdout.isatty()
+    output = io.StringIO()
+    console = Console(file=output, force_terminal=on_terminal, width=None if on_terminal else 1000)
+    console.print(table)
+    return output.getvalue()
+
+
+def _markdown(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    lines = [header, [":--", *["--:"] * (len(header) - 1)], *body]
+    return "".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |\n" for line in lines)
+
+
+def _latex(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    rows = [" & ".join(line) + r" \\" for line in body]
+    top = [rf"\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}", r"\toprule", " & ".join(header) + r" \\", r"\midrule"]
+    return "\n".join([*top, *rows, r"\bottomrule", r"\end{tabular}"]) + "\n"
+
+
+def _escape(text: str) -> str:
+    return "".join(rf"\{letter}" if letter in "_%&#$" else letter for letter in text)
+
+
+def _csv(rows: Sequence[Row]) -> str:
+    columns = list(dict.fromkeys(column for row in rows for column in row.values))
+    output = io.StringIO()
+    writer = csv.writer(output, lineterminator="\n")
+    titles = [*(f"{task}/{metric}" for task, metric in columns), "delta_m"]
+    writer.writerow(["run", "seeds", *(f"{title}{part}" for title in titles for part in ("", "_std"))])
+    for row in rows:
+        line: list[Any] = [row.label, row.runs]
+        for values in (*(row.values.get(column, ()) for column in columns), row.delta_m):
+            line.append(statistics.fmean(values) if values else "")
+            line.append(statistics.stdev(values) if len(values) > 1 else "")
+        writer.writerow(line)
+    return output.getvalue()
