@@ -1,0 +1,244 @@
+"""Every metric with small arguments, batches for it, and a slow and plain way to compute it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import scipy.stats
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from lightning_mtl.metrics import (
+    ODSF,
+    DepthAbsError,
+    DepthRelError,
+    DepthRMSE,
+    DepthWithin,
+    LabelledAccuracy,
+    LabelledMAE,
+    LabelledMulticlassF1,
+    LabelledMultilabelF1,
+    LabelledPearson,
+    LabelledR2,
+    LabelledRMSE,
+    LabelledSpearman,
+    MaxF,
+    MeanAngle,
+    MeanAUROC,
+    MedianAngle,
+    WithinAngle,
+)
+
+Array = npt.NDArray[np.float64]
+Batch = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class MetricCase:
+    """A metric, how to make its batches, and its value for all samples together."""
+
+    id: str
+    build: Callable[[], Metric]
+    batch: Callable[[int], Batch]
+    oracle: Callable[[Array, Array], float]
+    hole: float
+    """Target value that is no label."""
+    best: Callable[[Tensor], Tensor] = lambda target: target
+    """Target -> the best prediction."""
+    tolerance: float = 1e-5
+
+
+def holes(target: Tensor, value: float) -> Tensor:
+    target[torch.rand(target.shape) < 0.2] = value
+    return target
+
+
+def class_batch(n: int) -> Batch:
+    return torch.randint(4, (n, 5)), holes(torch.randint(3, (n, 5)), -100)
+
+
+def score_batch(n: int) -> Batch:
+    return (torch.rand(n, 3) * 10).round() / 10, holes(torch.randint(2, (n, 3)), -100)
+
+
+def number_batch(n: int) -> Batch:
+    target = torch.randn(n, 2) + 50
+    return target + torch.randn(n, 2).round(decimals=1), holes(target, torch.nan)
+
+
+def depth_batch(n: int) -> Batch:
+    target = torch.rand(n, 1, 4, 5) * 9 + 0.5
+    prediction = target * torch.exp(0.5 * torch.randn_like(target))
+    prediction[0, 0, 0, 0] = -1.0
+    return prediction, holes(target, 0.0)
+
+
+def normal_batch(n: int) -> Batch:
+    target = torch.nn.functional.normalize(torch.randn(n, 3, 4, 5), dim=1)
+    prediction = 3 * (target + 0.7 * torch.randn_like(target))
+    target[(torch.rand(n, 1, 4, 5) < 0.2).expand(-1, 3, -1, -1)] = 0
+    return prediction, target
+
+
+def map_batch(n: int) -> Batch:
+    target = (torch.rand(n, 1, 12, 16) < 0.2).float()
+    prediction = (0.4 * target + 0.6 * torch.rand(n, 1, 12, 16)).clamp(0, 1)
+    return prediction, holes(target, 255.0)
+
+
+def accuracy(prediction: Array, target: Array) -> float:
+    known = target != -100
+    return float((prediction == target)[known].mean())
+
+
+def entry_accuracy(prediction: Array, target: Array) -> float:
+    return accuracy((prediction > 0.5).astype(float), target)
+
+
+def f1(prediction: Array, target: Array) -> float:
+    hits = float(((prediction == 1) & (target == 1)).sum())
+    return 2 * hits / float((prediction == 1).sum() + (target == 1).sum())
+
+
+def macro_f1(prediction: Array, target: Array) -> float:
+    known = target != -100
+    classes = np.union1d(prediction[known], target[known])
+    return float(np.mean([f1(1.0 * (prediction[known] == c), 1.0 * (target[known] == c)) for c in classes]))
+
+
+def label_f1(prediction: Array, target: Array) -> float:
+    known = target != -100
+    return float(np.mean([f1(p[k] > 0.5, t[k]) for p, t, k in zip(prediction.T, target.T, known.T, strict=True)]))
+
+
+def auroc(prediction: Array, target: Array) -> float:
+    areas = []
+    for p, t in zip(prediction.T, target.T, strict=True):
+        difference = p[t == 1][:, None] - p[t == 0][None, :]
+        areas.append(((difference > 0) + 0.5 * (difference == 0)).mean())
+    return float(np.mean(areas))
+
+
+def of_outputs(function: Callable[[Array, Array], float]) -> Callable[[Array, Array], float]:
+    def mean(prediction: Array, target: Array) -> float:
+        pairs = zip(prediction.T, target.T, strict=True)
+        return float(np.mean([function(p[~np.isnan(t)], t[~np.isnan(t)]) for p, t in pairs]))
+
+    return mean
+
+
+def of_depths(function: Callable[[Array, Array], float]) -> Callable[[Array, Array], float]:
+    return lambda prediction, target: function(prediction[target > 0], target[target > 0])
+
+
+def within(power: int) -> Callable[[Array, Array], float]:
+    def share(p: Array, t: Array) -> float:
+        return float(np.mean([a > 0 and max(a / b, b / a) < 1.25**power for a, b in zip(p, t, strict=True)]))
+
+    return of_depths(share)
+
+
+def of_angles(function: Callable[[Array], float]) -> Callable[[Array, Array], float]:
+    def value(prediction: Array, target: Array) -> float:
+        p, t = np.moveaxis(prediction, 1, -1).reshape(-1, 3), np.moveaxis(target, 1, -1).reshape(-1, 3)
+        known = (t != 0).any(1)
+        p, t = p[known], t[known]
+        cosine = (p * t).sum(1) / np.linalg.norm(p, axis=1) / np.linalg.norm(t, axis=1)
+        return function(np.degrees(np.arccos(cosine)))
+
+    return value
+
+
+def max_f(prediction: Array, target: Array) -> float:
+    known = target != 255
+    p, t = prediction[known], target[known] == 1
+    values = []
+    for k in range(1, 256):
+        guess = p >= np.float32(k) / np.float32(255)
+        if (guess & t).any():
+            precision, recall = (guess & t).sum() / guess.sum(), (guess & t).sum() / t.sum()
+            values.append(1.3 * precision * recall / (0.3 * precision + recall))
+    return float(max(values))
+
+
+def ods_f(prediction: Array, target: Array) -> float:
+    """Try every pair of pixels at every threshold."""
+    radius = 0.1 * math.hypot(*target.shape[-2:])
+    best = 0.0
+    for k in range(1, 10):
+        predicted = right = found = edges = 0
+        for p, t in zip(prediction[:, 0], target[:, 0], strict=True):
+            guess = np.argwhere((p >= np.float32(k) / np.float32(10)) & (t != 255))
+            truth = np.argwhere(t == 1)
+            near = np.hypot(*(guess[:, None] - truth[None, :]).transpose(2, 0, 1)) <= radius
+            predicted, edges = predicted + len(guess), edges + len(truth)
+            right, found = right + near.any(1).sum(), found + near.any(0).sum()
+        if predicted and right:
+            precision, recall = right / predicted, found / edges
+            best = max(best, 2 * precision * recall / (precision + recall))
+    return best
+
+
+CASES = [
+    MetricCase("LabelledAccuracy", LabelledAccuracy, class_batch, accuracy, -100),
+    MetricCase("LabelledAccuracy-entries", LabelledAccuracy, score_batch, entry_accuracy, -100),
+    MetricCase("LabelledMulticlassF1", lambda: LabelledMulticlassF1(4), class_batch, macro_f1, -100),
+    MetricCase("LabelledMultilabelF1", lambda: LabelledMultilabelF1(3), score_batch, label_f1, -100),
+    MetricCase("MeanAUROC", lambda: MeanAUROC(3), score_batch, auroc, -100),
+    MetricCase(
+        "LabelledMAE", lambda: LabelledMAE(2), number_batch, lambda p, t: float(np.nanmean(np.abs(p - t))), np.nan
+    ),
+    MetricCase(
+        "LabelledRMSE",
+        lambda: LabelledRMSE(2),
+        number_batch,
+        lambda p, t: float(np.nanmean((p - t) ** 2) ** 0.5),
+        np.nan,
+    ),
+    MetricCase(
+        "LabelledR2",
+        lambda: LabelledR2(2),
+        number_batch,
+        of_outputs(lambda p, t: float(1 - ((p - t) ** 2).sum() / ((t - t.mean()) ** 2).sum())),
+        np.nan,
+    ),
+    MetricCase(
+        "LabelledPearson",
+        lambda: LabelledPearson(2),
+        number_batch,
+        of_outputs(lambda p, t: float(scipy.stats.pearsonr(p, t).statistic)),
+        np.nan,
+    ),
+    MetricCase(
+        "LabelledSpearman",
+        lambda: LabelledSpearman(2),
+        number_batch,
+        of_outputs(lambda p, t: float(scipy.stats.spearmanr(p, t).statistic)),
+        np.nan,
+    ),
+    MetricCase("DepthAbsError", DepthAbsError, depth_batch, of_depths(lambda p, t: float(np.abs(p - t).mean())), 0),
+    MetricCase(
+        "DepthRelError", DepthRelError, depth_batch, of_depths(lambda p, t: float((np.abs(p - t) / t).mean())), 0
+    ),
+    MetricCase("DepthRMSE", DepthRMSE, depth_batch, of_depths(lambda p, t: float(((p - t) ** 2).mean() ** 0.5)), 0),
+    *(MetricCase(f"DepthWithin-{k}", lambda k=k: DepthWithin(k), depth_batch, within(k), 0) for k in (1, 2, 3)),
+    MetricCase("MeanAngle", MeanAngle, normal_batch, of_angles(lambda a: float(a.mean())), 0),
+    MetricCase("MedianAngle", MedianAngle, normal_batch, of_angles(lambda a: float(np.median(a))), 0, tolerance=0.0051),
+    *(
+        MetricCase(
+            f"WithinAngle-{d}",
+            lambda d=d: WithinAngle(d),
+            normal_batch,
+            of_angles(lambda a, d=d: float((a < d).mean())),
+            0,
+        )
+        for d in (11.25, 22.5, 30.0)
+    ),
+    MetricCase("MaxF", MaxF, map_batch, max_f, 255),
+    MetricCase("ODSF", lambda: ODSF(tolerance=0.1, thin=False, num_thresholds=9), map_batch, ods_f, 255),
+]
