@@ -42,7 +42,7 @@ def resolve_root(owner: str, root: str | os.PathLike[str] | None, folder: str, r
     if root is None:
         base = os.environ.get(DATA_VARIABLE)
         if not base:
-            raise DatasetNotFoundError(
+            raise DatasetNotFoundError.of(
                 owner,
                 None,
                 [],
@@ -51,7 +51,7 @@ def resolve_root(owner: str, root: str | os.PathLike[str] | None, folder: str, r
         root = Path(base) / folder
     root = Path(root).expanduser()
     if not root.is_dir():
-        raise DatasetNotFoundError(owner, root, [], remedy)
+        raise DatasetNotFoundError.of(owner, root, [], remedy)
     return root
 
 

@@ -42,18 +42,18 @@ def read_idx(path: Path) -> Tensor:
         if path.suffix == ".gz":
             data = gzip.decompress(data)
     except (OSError, EOFError, zlib.error) as error:
-        raise DataFileError(
+        raise DataFileError.of(
             "MultiMNIST", path, f"must be a readable idx file, got {error}", "download it again"
         ) from error
     if len(data) < 4 or data[:3] != b"\x00\x00\x08":
-        raise DataFileError(
+        raise DataFileError.of(
             "MultiMNIST", path, f"must start with the idx header 00 00 08, got {data[:3].hex(' ')}", "download it again"
         )
     axes = data[3]
     shape = [int(n) for n in np.frombuffer(data, ">u4", count=axes, offset=4)] if len(data) >= 4 + 4 * axes else [-1]
     values = np.frombuffer(data, np.uint8, offset=min(4 + 4 * axes, len(data)))
     if values.size != int(np.prod(shape)):
-        raise DataFileError(
+        raise DataFileError.of(
             "MultiMNIST", path, f"must hold {shape} bytes by its header, got {values.size}", "download it again"
         )
     return torch.from_numpy(values.reshape(shape).copy())
@@ -183,10 +183,10 @@ class MultiMNISTDataModule(MultiTaskDataModule):
             found += here[:1]
             missing += [] if here else [f"{name}.gz"]
         if missing:
-            raise DatasetNotFoundError("MultiMNISTDataModule", root, missing, _REMEDY)
+            raise DatasetNotFoundError.of("MultiMNISTDataModule", root, missing, _REMEDY)
         digits, labels = (read_idx(path) for path in found)
         if digits.shape[1:] != (28, 28) or labels.shape != digits.shape[:1]:
-            raise DataFileError(
+            raise DataFileError.of(
                 "MultiMNIST",
                 found[0],
                 f"must hold 28 x 28 images for {len(labels)} labels ('{found[1].name}'), got {tuple(digits.shape)}",

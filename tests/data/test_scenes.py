@@ -28,9 +28,10 @@ from lightning_mtl.data.scenes import (
 SIZE = (60, 72)
 
 
-def one_body(
-    kind: int, center: tuple[float, float, float], half: tuple[float, float, float], yaw: float = 0.0
-) -> Scene:
+Triple = tuple[float, float, float]
+
+
+def one_body(kind: int, center: Triple, half: Triple, yaw: float = 0.0) -> Scene:
     """A single body in front of a level camera, a floor out of sight, no walls."""
     return Scene(
         kind=torch.tensor([kind]),

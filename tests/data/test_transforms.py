@@ -36,7 +36,7 @@ def back_project(depth: Tensor) -> Tensor:
 
 
 def normals_of_depth(depth: Tensor) -> Tensor:
-    """Unit normals of the triangles between neighbouring points, for the pixels that have a right and lower neighbour."""
+    """Unit normals of the triangles between points, for pixels that have a right and a lower neighbour."""
     points = back_project(depth)
     right = points[:, :-1, 1:] - points[:, :-1, :-1]
     down = points[:, 1:, :-1] - points[:, :-1, :-1]
@@ -88,7 +88,7 @@ def test_half_of_the_samples_are_flipped() -> None:
     assert 160 < count < 240  # four standard deviations
 
 
-@pytest.mark.parametrize("zoom", [1.25, 1.5, 2.0])
+@pytest.mark.parametrize("zoom", [1.25, 2.0, 2.5])
 def test_a_central_zoom_keeps_the_lateral_position_of_every_point(zoom: float) -> None:
     maps = render(scene(3), (80, 120))
     height, width = round(80 / zoom), round(120 / zoom)
@@ -100,7 +100,7 @@ def test_a_central_zoom_keeps_the_lateral_position_of_every_point(zoom: float) -
     columns = box[1] + ((torch.arange(120) + 0.5) * width / 120).floor().long()
     before = back_project(maps["depth"])[:, rows[:, None], columns]
     focal = 80 / (2 * math.tan(FIELD_OF_VIEW / 2))
-    half_a_pixel = 0.75 * before[2].abs() / focal
+    half_a_pixel = 0.5 * before[2].abs() / focal  # taking the nearest pixel moves a point by at most this much
     assert ((now[:2] - before[:2]).abs() <= half_a_pixel + 1e-5).all()
     assert torch.allclose(now[2] * zoom, before[2])
 

@@ -78,7 +78,7 @@ class NYUv2(Dataset[Sample]):
             if kind in files:
                 sample[key] = read[kind](files[kind], self.num_classes)
                 if tuple(sample[key].shape[-2:]) != size:
-                    raise DataFileError(
+                    raise DataFileError.of(
                         _NAME,
                         files[kind],
                         f"size must be that of '{files['image'].name}', {size}, got {tuple(sample[key].shape[-2:])}",
@@ -226,7 +226,7 @@ class NYUv2DataModule(MultiTaskDataModule):
             return "mtan"
         if (root / "train" / "rgb").is_dir() or (root / "train.txt").is_file():
             return "png"
-        raise DatasetNotFoundError(_NAME, root, ["train/rgb (png layout) or train/image (mtan layout)"], _REMEDY)
+        raise DatasetNotFoundError.of(_NAME, root, ["train/rgb (png layout) or train/image (mtan layout)"], _REMEDY)
 
     def _frames(self, root: Path, layout: Literal["png", "mtan"], part: str) -> list[dict[str, Path]]:
         labels = {"segmentation", "edges"} & set(self.tasks)
@@ -247,7 +247,7 @@ class NYUv2DataModule(MultiTaskDataModule):
         if layout == "png" and split_file.is_file():
             names = split_file.read_text().split()
         elif not there["image"]:
-            raise DatasetNotFoundError(_NAME, root, [f"{part}/{folders['image']}/*{suffixes[0]}"], _REMEDY)
+            raise DatasetNotFoundError.of(_NAME, root, [f"{part}/{folders['image']}/*{suffixes[0]}"], _REMEDY)
         else:
             names = sorted(there["image"], key=lambda name: (len(name), name))
         missing = [
@@ -257,7 +257,7 @@ class NYUv2DataModule(MultiTaskDataModule):
             if name not in there[kind]
         ]
         if missing:
-            raise DatasetNotFoundError(_NAME, root, missing, _REMEDY)
+            raise DatasetNotFoundError.of(_NAME, root, missing, _REMEDY)
         return [{kind: there[kind][name] for kind in folders} for name in names]
 
     def _held_out(self, length: int) -> list[bool]:
@@ -276,9 +276,9 @@ def _decode(path: Path, modes: Sequence[str], expected: str) -> Tensor:
             decoded = image.convert("RGB") if "RGB" in modes else image
             pixels, mode = torch.from_numpy(np.array(decoded)), decoded.mode
     except (OSError, SyntaxError, ValueError) as error:
-        raise DataFileError(_NAME, path, f"must be a readable image, got an error: {error}", "copy it again") from error
+        raise DataFileError.of(_NAME, path, f"must be a readable image, got: {error}", "copy it again") from error
     if mode not in modes:
-        raise DataFileError(_NAME, path, f"must be {expected}, got Pillow mode '{mode}'", "export it again")
+        raise DataFileError.of(_NAME, path, f"must be {expected}, got Pillow mode '{mode}'", "export it again")
     return pixels.permute(2, 0, 1) if pixels.ndim == 3 else pixels
 
 
@@ -286,17 +286,15 @@ def _load(path: Path, channels: int | None) -> Tensor:
     try:
         array = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise DataFileError(
-            _NAME, path, f"must be a readable npy array, got an error: {error}", "copy it again"
-        ) from error
+        raise DataFileError.of(_NAME, path, f"must be a readable npy array, got: {error}", "copy it again") from error
     if array.ndim == 2 and channels == 1:
         array = array[..., None]
     if array.ndim != (2 if channels is None else 3) or (channels is not None and array.shape[-1] != channels):
         expected = "(H, W)" if channels is None else f"(H, W, {channels})"
-        raise DataFileError(_NAME, path, f"shape must be {expected}, got {array.shape}", "export it again")
+        raise DataFileError.of(_NAME, path, f"shape must be {expected}, got {array.shape}", "export it again")
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         bad = int(array.size - np.isfinite(array).sum())
-        raise DataFileError(_NAME, path, f"values must be finite, got {bad} NaN or infinite ones", "export it again")
+        raise DataFileError.of(_NAME, path, f"values must be finite, got {bad} NaN or infinite ones", "export it again")
     return torch.from_numpy(array)
 
 
@@ -307,7 +305,7 @@ def _png_image(path: Path, num_classes: int) -> Tensor:
 def _png_labels(path: Path, num_classes: int) -> Tensor:
     labels = _decode(path, ("L", "P"), "8-bit grey or palette")
     if (largest := int(labels.max())) > num_classes:
-        raise DataFileError(
+        raise DataFileError.of(
             _NAME, path, f"class ids must be in 0..{num_classes}, got {largest}", "check num_classes and the file"
         )
     return labels - 1  # void 0 wraps to 255
@@ -333,7 +331,7 @@ def _npy_image(path: Path, num_classes: int) -> Tensor:
     image = _load(path, 3).permute(2, 0, 1)
     if image.is_floating_point():
         if image.min() < 0 or image.max() > 1 + 1e-3:
-            raise DataFileError(
+            raise DataFileError.of(
                 _NAME,
                 path,
                 f"a float image must be in 0..1, got {float(image.min()):.3g}..{float(image.max()):.3g}",
@@ -347,7 +345,7 @@ def _npy_labels(path: Path, num_classes: int) -> Tensor:
     labels = _load(path, None)
     low, high = float(labels.min()), float(labels.max())
     if low < -1 or high >= num_classes:
-        raise DataFileError(
+        raise DataFileError.of(
             _NAME,
             path,
             f"class ids must be in -1..{num_classes - 1}, got {low:g}..{high:g}",
@@ -359,7 +357,9 @@ def _npy_labels(path: Path, num_classes: int) -> Tensor:
 def _npy_depth(path: Path, num_classes: int) -> Tensor:
     depth = _load(path, 1).permute(2, 0, 1).to(torch.float32)
     if depth.min() < 0:
-        raise DataFileError(_NAME, path, f"depth must not be negative, got {float(depth.min()):.3g}", "export it again")
+        raise DataFileError.of(
+            _NAME, path, f"depth must not be negative, got {float(depth.min()):.3g}", "export it again"
+        )
     return depth
 
 
