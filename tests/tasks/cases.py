@@ -1,0 +1,180 @@
+"""Every task with small arguments, and batches for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_mtl.tasks import (
+    BinaryClassification,
+    Depth,
+    Edges,
+    MulticlassClassification,
+    MultilabelClassification,
+    OrdinalClassification,
+    Regression,
+    Saliency,
+    SemanticSegmentation,
+    SurfaceNormals,
+    Task,
+)
+
+SIZE = (16, 24)
+
+
+@dataclass(frozen=True)
+class TaskCase:
+    """A task and how to make its targets."""
+
+    id: str
+    build: Callable[[], Task]
+    target: Callable[[int], Tensor]
+    """Number of samples -> target, some of it missing."""
+    hole: float
+    metrics: tuple[str, ...]
+    predicted: tuple[int, ...]
+    """Shape of a prediction for one sample, without the batch."""
+    dense: bool = False
+    bad_label: float | None = None
+    perfect: Callable[[Tensor], Tensor] | None = None
+    """Target -> the raw prediction whose loss is zero."""
+
+
+def holes(target: Tensor, value: float) -> Tensor:
+    target.view(-1)[1::5] = value
+    return target
+
+
+def normals(n: int) -> Tensor:
+    target = torch.nn.functional.normalize(torch.randn(n, 3, *SIZE), dim=1)
+    target[..., :3, :] = 0
+    return target
+
+
+def bits(target: Tensor) -> Tensor:
+    return torch.where(target == 1, 100.0, -100.0)
+
+
+def ranks(target: Tensor) -> Tensor:
+    return torch.where(target.unsqueeze(1) > torch.arange(3), 100.0, -100.0)
+
+
+DEPTH = ("abs_error", "delta1", "delta2", "delta3", "rel_error", "rmse")
+
+CASES = [
+    TaskCase(
+        "BinaryClassification",
+        lambda: BinaryClassification(pos_weight=2.0),
+        lambda n: holes(torch.randint(2, (n,)), -100),
+        -100,
+        ("accuracy", "auroc", "f1"),
+        (),
+        bad_label=2,
+        perfect=lambda t: bits(t).unsqueeze(1),
+    ),
+    TaskCase(
+        "MulticlassClassification",
+        lambda: MulticlassClassification(4, class_weights=[1.0, 2.0, 0.5, 1.0]),
+        lambda n: holes(torch.randint(4, (n,)), -100),
+        -100,
+        ("accuracy", "f1"),
+        (4,),
+        bad_label=4,
+        perfect=lambda t: 100.0 * torch.nn.functional.one_hot(t.clamp(min=0), 4),
+    ),
+    TaskCase(
+        "MultilabelClassification",
+        lambda: MultilabelClassification(3),
+        lambda n: holes(torch.randint(2, (n, 3)).float(), torch.nan),
+        torch.nan,
+        ("accuracy", "auroc", "f1"),
+        (3,),
+        bad_label=0.5,
+        perfect=bits,
+    ),
+    *(
+        TaskCase(
+            f"Regression-{loss}",
+            lambda loss=loss: Regression(2, loss),
+            lambda n: holes(torch.randn(n, 2), torch.nan),
+            torch.nan,
+            ("mae", "pearson", "r2", "rmse", "spearman"),
+            (2,),
+            bad_label=torch.inf,
+            perfect=lambda t: t.nan_to_num(),
+        )
+        for loss in ("mse", "l1", "huber")
+    ),
+    *(
+        TaskCase(
+            f"OrdinalClassification-{kind}",
+            lambda kind=kind: OrdinalClassification(4, kind),
+            lambda n: holes(torch.randint(4, (n,)), -100),
+            -100,
+            ("accuracy", "mae", "qwk"),
+            (),
+            bad_label=-1,
+            perfect=ranks,
+        )
+        for kind in ("coral", "corn")
+    ),
+    TaskCase(
+        "SemanticSegmentation",
+        lambda: SemanticSegmentation(3, class_names=["floor", "wall", "rest"]),
+        lambda n: holes(torch.randint(3, (n, *SIZE)), 255),
+        255,
+        ("miou", "pixel_accuracy"),
+        SIZE,
+        dense=True,
+        bad_label=3,
+        perfect=lambda t: 100.0 * torch.nn.functional.one_hot(t.clamp(max=2), 3).movedim(-1, 1),
+    ),
+    *(
+        TaskCase(
+            f"Depth-{loss}",
+            lambda loss=loss: Depth(loss, representation="inverse" if loss == "berhu" else "metres"),
+            lambda n: holes(torch.rand(n, 1, *SIZE) * 9 + 0.5, 0),
+            0,
+            DEPTH,
+            (1, *SIZE),
+            dense=True,
+            perfect=(lambda t: t.clamp(min=0.1).log()) if loss == "silog" else (lambda t: t),
+        )
+        for loss in ("l1", "silog", "berhu")
+    ),
+    TaskCase(
+        "SurfaceNormals",
+        SurfaceNormals,
+        normals,
+        0,
+        ("mean_angle", "median_angle", "within_11_25", "within_22_5", "within_30"),
+        (3, *SIZE),
+        dense=True,
+        perfect=lambda t: 3 * t,
+    ),
+    TaskCase(
+        "Edges",
+        lambda: Edges(tolerance=0.05),
+        lambda n: holes((torch.rand(n, 1, *SIZE) < 0.1).float(), 255),
+        255,
+        ("ods_f",),
+        (1, *SIZE),
+        dense=True,
+        bad_label=0.5,
+        perfect=bits,
+    ),
+    TaskCase(
+        "Saliency",
+        Saliency,
+        lambda n: holes((torch.rand(n, 1, *SIZE) < 0.3).float(), 255),
+        255,
+        ("max_f",),
+        (1, *SIZE),
+        dense=True,
+        bad_label=2,
+        perfect=bits,
+    ),
+]
