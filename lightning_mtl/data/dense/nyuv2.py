@@ -317,9 +317,11 @@ def _png_depth(path: Path, num_classes: int) -> Tensor:
 
 
 def _unit_or_zero(normals: Tensor, longest: float) -> Tensor:
-    square = normals.square().sum(0, keepdim=True)
+    normals = normals.contiguous()
+    x, y, z = normals.unbind()
+    square = (x * x).addcmul_(y, y).addcmul_(z, z)
     valid = (square > 0.25) & (square < longest**2)
-    return normals * (square.clamp_min(1e-12).rsqrt_() * valid)
+    return normals * square.clamp_min_(1e-12).rsqrt_().mul_(valid)
 
 
 def _png_normals(path: Path, num_classes: int) -> Tensor:

@@ -63,8 +63,8 @@ def mirror(sample: dict[str, Tensor]) -> dict[str, Tensor]:
     """
     out = {key: value.flip(-1) if key in _DENSE else value for key, value in sample.items()}
     if "normals" in out:
-        x, yz = out["normals"][:1], out["normals"][1:]
-        out["normals"] = torch.cat([0.0 - x, yz])  # not -x: an invalid normal stays +0
+        x = out["normals"][0]  # a copy already
+        torch.sub(0.0, x, out=x)  # not -x: an invalid normal stays +0
     return out
 
 
