@@ -11,6 +11,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+from jsonargparse import ArgumentParser
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -240,11 +241,14 @@ def test_a_loss_that_is_no_number_leaves_the_state_finite(case: BalancerCase, ba
 
 
 @every
-def test_can_be_written_down_as_plain_data(case: BalancerCase) -> None:
+def test_its_written_down_form_builds_it_again(case: BalancerCase) -> None:
     balancer = case.build(TASKS)
-    written = describe(balancer)
-    assert written["class_path"] == f"{type(balancer).__module__}.{type(balancer).__qualname__}"
-    assert set(written["init_args"]) == set(balancer._recorded_arguments)
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(Balancer, "balancer")
+    again = parser.instantiate_classes(parser.parse_object({"balancer": describe(balancer)})).balancer
+    assert type(again) is type(balancer)
+    assert again.task_names == TASKS
+    assert_same_weights(train(again, Toy(), toy_batches(2)), train(balancer, Toy(), toy_batches(2)), rtol=0, atol=0)
 
 
 @every

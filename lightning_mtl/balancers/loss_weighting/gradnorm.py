@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_mtl.balancers.base import Balancer, Recompute, is_distributed, mean_over_ranks, put, take
+from lightning_mtl.balancers.engines.graph import differentiate
 from lightning_mtl.balancers.loss_weighting.base import loss_values
 from lightning_mtl.balancers.loss_weighting.inner_adam import InnerAdam
 
@@ -80,6 +81,9 @@ class GradNorm(Balancer):
     """
 
     needs: ClassVar[Literal["losses", "gradients", "second_pass"]] = "gradients"
+    scaler: Any = None
+    """Gradient scaler of float16 training (``torch.amp.GradScaler``); set by :meth:`attach`, or by hand."""
+
     task_weights: Tensor
     start_losses: Tensor
     adam: InnerAdam
@@ -112,7 +116,6 @@ class GradNorm(Balancer):
         self.parameter_choice = parameters
         self.initial_losses = initial_losses
         self._named: list[nn.Parameter] = []
-        self._scaler: Any = None
         self.bind(tasks)
 
     def _create_state(self, num_tasks: int) -> None:
@@ -136,7 +139,7 @@ class GradNorm(Balancer):
                 f"GradNorm: needs the whole gradient of each task, which {type(trainer.strategy).__name__} shards; "
                 "train with strategy='ddp' or take a balancer that needs the losses alone."
             )
-        self._scaler = getattr(trainer.precision_plugin, "scaler", None)
+        self.scaler = getattr(trainer.precision_plugin, "scaler", None)
         if isinstance(self.parameter_choice, list):
             known = dict(trainer.lightning_module.named_parameters())
             if missing := [name for name in self.parameter_choice if name not in known]:
@@ -179,19 +182,20 @@ class GradNorm(Balancer):
     def _gradient_norms(self, losses: Sequence[Tensor], parameters: Sequence[nn.Parameter]) -> Tensor:
         """Return the norm of each task's gradient, averaged over the processes, at these parameters."""
         one = torch.ones((), device=losses[0].device)
-        scale = one if self._scaler is None else self._scaler.scale(one)  # half-precision gradients would vanish
+        scale = one if self.scaler is None else self.scaler.scale(one)  # half-precision gradients would vanish
         matrix = []
         reached = False
         for loss in losses:
             grads: Sequence[Tensor | None] = [None] * len(parameters)
             if loss.requires_grad:
-                grads = torch.autograd.grad(loss * scale, parameters, retain_graph=True, allow_unused=True)
+                grads = differentiate([loss], parameters, [scale.to(loss.dtype)])
             reached = reached or any(grad is not None for grad in grads)
             pieces = [
                 torch.zeros_like(parameter) if grad is None else grad
                 for grad, parameter in zip(grads, parameters, strict=True)
             ]
-            matrix.append(torch.cat([piece.detach().flatten().float() for piece in pieces]))
+            row = torch.cat([piece.detach().flatten() for piece in pieces])
+            matrix.append(row.to(torch.promote_types(row.dtype, torch.float32)))
         if not reached and not is_distributed():  # with several processes, this one may have no labels
             raise ValueError(
                 "GradNorm: no loss depends on the chosen parameters; name a layer that the tasks share with "
