@@ -116,7 +116,6 @@ class MultiTaskModule(pl.LightningModule):
         self.on_nonfinite = on_nonfinite
         self._eval_losses = nn.ModuleDict({name: MeanMetric(nan_strategy="ignore") for name in tasks})
         self._recompute: Callable[..., dict[str, Tensor]] | None = None
-        self._steps_before = 0
         self._restored_random_states: list[dict[str, Any]] | None = None
 
     def _save_configuration(self, **arguments: Any) -> None:
@@ -273,7 +272,6 @@ class MultiTaskModule(pl.LightningModule):
         idle = [parameter for name, task in self.tasks.items() if name not in losses for parameter in task.parameters()]
         if idle:  # a head that takes no part this time gets a zero gradient, so that plain ddp goes on
             total = total + touch(idle)
-        self._steps_before = self.global_step
         self._log_training(losses, total)
         return cast(Tensor, total)
 
@@ -297,10 +295,14 @@ class MultiTaskModule(pl.LightningModule):
             if len(states) == self.trainer.world_size:
                 _set_random_state(states[self.global_rank])
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Give the balancer the losses after the step, if it asked for them and a step was made."""
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Make the optimizer's step, then give the balancer the losses after it if it asked for them.
+
+        This is the earliest moment after the step, before any callback writes a checkpoint.
+        """
+        super().optimizer_step(*args, **kwargs)
         recompute, self._recompute = self._recompute, None
-        if self.balancer.needs_losses_after_step and recompute is not None and self.global_step > self._steps_before:
+        if self.balancer.needs_losses_after_step and recompute is not None:
             with torch.no_grad(), self.trainer.precision_plugin.forward_context():
                 self.balancer.after_step(recompute())
 
