@@ -1,6 +1,6 @@
 """Tasks: a head, a loss and metrics for every kind of target."""
 
-from lightning_mtl.tasks.base import HeadCallable, Task
+from lightning_mtl.tasks.base import Task
 from lightning_mtl.tasks.classification import (
     BinaryClassification,
     MulticlassClassification,
@@ -17,7 +17,6 @@ __all__ = [
     "BinaryClassification",
     "Depth",
     "Edges",
-    "HeadCallable",
     "MulticlassClassification",
     "MultilabelClassification",
     "OrdinalClassification",

@@ -17,7 +17,7 @@ from lightning_mtl import tasks
 from lightning_mtl.metrics import TaskMetrics
 from lightning_mtl.nn import FeatureSpec
 from lightning_mtl.nn.recorded import describe
-from lightning_mtl.tasks import HeadCallable, Task
+from lightning_mtl.tasks import Task
 from tests.tasks.cases import CASES, SIZE, TaskCase
 
 every = pytest.mark.parametrize("case", CASES, ids=lambda c: c.id)
@@ -240,7 +240,7 @@ def test_task_is_rebuilt_from_its_recorded_arguments(case: TaskCase) -> None:
     again.build_head(MAPS if case.dense else VECTOR)
 
 
-@pytest.mark.parametrize("name", sorted(set(tasks.__all__) - {"Task", "HeadCallable"}))
+@pytest.mark.parametrize("name", sorted(set(tasks.__all__) - {"Task"}))
 def test_head_and_weight_are_arguments_of_every_task(name: str) -> None:
     required = {"MulticlassClassification": 3, "MultilabelClassification": 3, "OrdinalClassification": 3}
     required["SemanticSegmentation"] = 3
@@ -255,5 +255,4 @@ def test_head_and_weight_are_arguments_of_every_task(name: str) -> None:
 
 def test_every_public_task_has_a_case() -> None:
     covered = {type(case.build()).__name__ for case in CASES}
-    assert covered == set(tasks.__all__) - {"Task", "HeadCallable"}
-    assert HeadCallable is not None
+    assert covered == set(tasks.__all__) - {"Task"}
