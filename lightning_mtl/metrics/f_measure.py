@@ -223,7 +223,7 @@ def thin_edges(edges: Tensor) -> Tensor:
     triangle = torch.tensor([1.0, 2.0, 3.0, 2.0, 1.0], device=edges.device, dtype=edges.dtype) / 9
     kernel = (triangle.view(1, 5) * triangle.view(5, 1)).expand(3, 1, 5, 5)
     smooth = F.conv2d(F.pad(products, (2, 2, 2, 2), mode="replicate"), kernel, groups=3)
-    xx, yy, xy = smooth.split(1, dim=1)
+    xx, yy, xy = torch.split(smooth, 1, dim=1)
     angle = 0.5 * torch.atan2(2 * xy, xx - yy)
     step_x, step_y = angle.cos().squeeze(1), angle.sin().squeeze(1)
     height, width = edges.shape[-2:]
