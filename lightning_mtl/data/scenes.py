@@ -146,8 +146,11 @@ def camera_rays(size: tuple[int, int]) -> Tensor:
 # Below, vectors are (..., 3, P): one contiguous row per coordinate is several times faster than rows of three.
 
 
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    return a[..., 0, :] * b[..., 0, :] + a[..., 1, :] * b[..., 1, :] + a[..., 2, :] * b[..., 2, :]
+def _dot(a: Tensor, b: Tensor, axes: tuple[int, ...] = (0, 1, 2)) -> Tensor:
+    total = a[..., axes[0], :] * b[..., axes[0], :]
+    for axis in axes[1:]:
+        total = total.addcmul(a[..., axis, :], b[..., axis, :])
+    return total
 
 
 def _unit(vectors: Tensor) -> Tensor:
@@ -162,10 +165,10 @@ def _turn(vectors: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 def _round_interval(o: Tensor, d: Tensor, radius: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """Return where rays ``o + t d`` (relative to the centre) are within ``radius`` of it, measured in some axes."""
-    a = sum((d[..., i, :] ** 2 for i in axes), torch.zeros(())).clamp_min(_EPS)
-    middle = -sum((d[..., i, :] * o[..., i, :] for i in axes), torch.zeros(())) / a
-    # the squared distance of the ray's nearest point: well conditioned, unlike b^2 - a c
-    nearest = sum(((o[..., i, :] + middle * d[..., i, :]) ** 2 for i in axes), torch.zeros(()))
+    a = _dot(d, d, axes).clamp_min(_EPS)
+    middle = -_dot(d, o, axes) / a
+    closest = o + middle.unsqueeze(-2) * d
+    nearest = _dot(closest, closest, axes)  # well conditioned, unlike b^2 - a c
     square = (radius**2 - nearest) / a
     root = square.clamp_min(0).sqrt()
     return torch.where(square < 0, math.inf, middle - root), middle + root
@@ -294,12 +297,15 @@ def render(scene: Scene, size: tuple[int, int]) -> dict[str, Tensor]:
     lit = (_entry(scene, point + 1e-3 * normal, to_light, near=0.0) >= 1).all(0)
     diffuse = _dot(normal, to_light_unit).clamp_min(0) * lit * (1.25 / (1 + 0.03 * square))
     half_way = _unit(to_light_unit - _unit(direction))
-    highlight = gloss * _dot(half_way, normal).clamp_min(0) ** 40 * lit
+    highlight = _dot(half_way, normal).clamp_min(0)
+    for _ in range(5):
+        highlight = highlight * highlight
+    highlight = gloss * highlight * lit
     albedo = _texture(color, wave, pattern[0], local)
     radiance = albedo * (scene.ambient + (1 - scene.ambient) * diffuse) + highlight
     horizon, zenith = torch.tensor([[0.75], [0.8], [0.85]]), torch.tensor([[0.35], [0.5], [0.75]])
     radiance = torch.where(seen, radiance, torch.lerp(horizon, zenith, (down + 0.1).clamp(0, 1)))
-    image = (radiance.clamp(0, 1) ** (1 / 1.8) * 255).round().to(torch.uint8)
+    image = (radiance.clamp(0, 1).sqrt() * 255).round().to(torch.uint8)
     return {
         "image": image.reshape(3, *size),
         "segmentation": kind.to(torch.uint8).reshape(size),
