@@ -25,7 +25,7 @@ from lightning_mtl.balancers.engines.layers import find_taps
 from lightning_mtl.balancers.engines.store import FlatStore
 from tests.balancers.trunks import TRUNKS, Problem, rows_of
 
-TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-10}
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 WEIGHTS = torch.tensor([0.5, -1.0, 2.0])
 
 
@@ -52,7 +52,7 @@ def assert_same(found: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
 def check(gradients: TaskGradients, problem: Problem, losses: dict[str, Tensor], dtype: torch.dtype) -> None:
     matrix = rows_of(losses, problem.shared)
     weights = WEIGHTS.to(dtype)
-    assert_same(gradients.gramian_share(), matrix @ matrix.T, dtype)
+    assert_same(gradients.gramian_share(), (matrix.double() @ matrix.double().T).to(dtype), dtype)
     update = gradients.combine(weights)
     assert [part.shape for part in update] == [leaf.shape for leaf in problem.shared]
     assert_same(torch.cat([part.flatten() for part in update]), weights @ matrix, dtype)
@@ -65,15 +65,25 @@ def check(gradients: TaskGradients, problem: Problem, losses: dict[str, Tensor],
             assert_same(found[shapes.index(tuple(gradient.shape))], gradient, dtype)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("trunk", TRUNKS)
-@pytest.mark.parametrize("engine", ENGINES)
+def exactness_cases() -> list[tuple[str, str, torch.dtype]]:
+    cases = []
+    for engine in ENGINES:
+        for trunk in TRUNKS:
+            if "batched" in engine and trunk in UNVECTORIZED:
+                continue
+            if trunk == "resnet18":  # the operations of the convolutional trunk, at a price
+                if engine in ("sequential", "auto"):
+                    cases.append((engine, trunk, torch.float64))
+                continue
+            cases += [(engine, trunk, torch.float32), (engine, trunk, torch.float64)]
+    return cases
+
+
+@pytest.mark.parametrize(("engine", "trunk", "dtype"), exactness_cases(), ids=str)
 def test_engines_are_exact(engine: str, trunk: str, dtype: torch.dtype) -> None:
-    if "batched" in engine and trunk in UNVECTORIZED:
-        pytest.skip("not for this trunk")
     problem = Problem(trunk, dtype=dtype)
     compute = ENGINES[engine]()
-    for alias in (False, True):
+    for alias in (False,) if trunk == "resnet18" else (False, True):
         losses = problem.losses(alias=alias)
         graph = TaskGraph(tuple(losses), list(losses.values()), problem.shared)
         check(compute(graph, None), problem, losses, dtype)

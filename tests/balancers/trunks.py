@@ -54,7 +54,7 @@ def convolutional() -> nn.Module:
         nn.Conv2d(8, 8, 1, stride=2),
         nn.Conv2d(8, 8, 3, padding=1, groups=4),
         nn.ConvTranspose2d(8, 6, 2, stride=2),
-        nn.Conv2d(6, 8, (2, 3), padding="same"),
+        nn.Conv2d(6, 8, (1, 3), padding="same"),
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
     )
@@ -87,7 +87,7 @@ def from_timm(name: str, **arguments: Any) -> Callable[[], nn.Module]:
 
 
 def images(dtype: torch.dtype) -> Tensor:
-    return torch.randn(4, 3, 32, 32, dtype=dtype)
+    return torch.randn(2, 3, 32, 32, dtype=dtype)
 
 
 TRUNKS: dict[str, tuple[Callable[[], nn.Module], Callable[[torch.dtype], Tensor], int]] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -36,9 +37,6 @@ class TaskGraph:
         losses: Their losses.
         shared: Leaves that the tasks share.
         stop: Tensors below which the graph is not walked (features); what lies under them is trunk.
-
-    Raises:
-        RuntimeError: If the graph holds a reentrant activation checkpoint.
     """
 
     def __init__(
@@ -49,21 +47,19 @@ class TaskGraph:
         self.shared = list(shared)
         self.roots: list[Edge | None] = [edge_of(loss) if loss.requires_grad else None for loss in losses]
         self.parents: dict[Node, list[Node]] = {}
-        self.leaves: dict[int, Node] = {}
-        """``id`` of a leaf -> its node."""
         stops = {edge_of(tensor)[0] for tensor in stop}
         self.heads: list[list[Tensor]] = []
         """Leaves of each task that are not shared."""
         self.cuts: list[list[Edge]] = []
         """Cut edges of each task."""
-        private = self._private_nodes(self._explore(stops))
-        visited = sum(len(nodes) for nodes in (self._split(root, private) for root in self.roots))
+        self._private = self._private_nodes(self._explore(stops))
+        visited = sum(self._split(root) for root in self.roots)
         edges = [edge for cut in self.cuts for edge in cut]
-        self.separate = visited == len(private) and len(set(edges)) == len(edges)
+        self.separate = visited == len(self._private) and len(set(edges)) == len(edges)
         """Whether the tasks have no node and no cut edge in common, so that one pass serves all."""
 
     def _explore(self, stops: Collection[Node]) -> list[Node]:
-        """Fill ``parents`` and ``leaves``; return the nodes of leaves that are not shared."""
+        """Fill ``parents``; return the nodes of leaves that are not shared."""
         shared = {id(tensor) for tensor in self.shared}
         parents = self.parents
         private: list[Node] = []
@@ -79,10 +75,8 @@ class TaskGraph:
             following = node.next_functions
             if not following:
                 leaf = getattr(node, "variable", None)
-                if leaf is not None:
-                    self.leaves[id(leaf)] = node
-                    if id(leaf) not in shared:
-                        private.append(node)
+                if leaf is not None and id(leaf) not in shared:
+                    private.append(node)
                 continue
             for child, _ in following:
                 if child is None:
@@ -105,8 +99,9 @@ class TaskGraph:
                 stack.extend(self.parents[node])
         return private
 
-    def _split(self, root: Edge | None, private: set[Node]) -> set[Node]:
-        """Append this task's own leaves and cut edges; return its private nodes."""
+    def _split(self, root: Edge | None) -> int:
+        """Append this task's own leaves and cut edges; return the number of its private nodes."""
+        private = self._private
         heads: list[Tensor] = []
         cut: dict[Edge, None] = {}
         seen: set[Node] = set()
@@ -131,7 +126,18 @@ class TaskGraph:
                         cut[child, number] = None
         self.heads.append(heads)
         self.cuts.append(list(cut))
-        return seen
+        return len(seen)
+
+    @functools.cached_property
+    def trunk(self) -> list[Node]:
+        """Nodes from which no leaf of a single task can be reached."""
+        return [node for node in self.parents if node not in self._private]
+
+    @functools.cached_property
+    def meets(self) -> bool:
+        """Whether all tasks enter the trunk at the same places, be it through views of the same result."""
+        entries = [{_behind_views(edge) for edge in cut} for cut in self.cuts]
+        return all(entry == entries[0] for entry in entries)
 
     @property
     def own_leaves(self) -> list[Tensor]:
@@ -142,9 +148,12 @@ class TaskGraph:
         """Return whether this task's loss depends on something shared."""
         return bool(self.cuts[task])
 
-    def has(self, kind: str) -> bool:
-        """Return whether some node's class name contains this text."""
-        return any(kind in type(node).__name__ for node in self.parents)
+
+def _behind_views(edge: Edge) -> Edge:
+    node, number = edge
+    while type(node).__name__ == "ViewBackward0":
+        node, number = node.next_functions[0]
+    return node, number
 
 
 def differentiate(

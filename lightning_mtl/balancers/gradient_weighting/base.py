@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 from abc import ABCMeta, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypedDict, cast, get_args, get_type_hints
@@ -14,9 +15,11 @@ from typing_extensions import Unpack
 
 from lightning_mtl.balancers.base import Balancer, Recompute, is_distributed, put, take
 from lightning_mtl.balancers.engines import (
+    Engines,
     FeatureGradients,
+    FlatStore,
     HeadPass,
-    SequentialEngine,
+    SubsetGradients,
     TaskGradients,
     TaskGraph,
 )
@@ -45,9 +48,11 @@ class GradientOptions(TypedDict, total=False):
             gradient times the task's weight (``"weighted"``). A parameter of several tasks receives the sum.
         every_n_steps: Compute new weights in every n-th call and reuse them in between; 1 by default.
         parameters: Which shared parameters the weights look at: ``"all"`` (default), ``"last"`` (the last weight matrix
-            or kernel and whatever is registered after it), or shell patterns of parameter names such as ``layer4.*``.
+            or kernel in the order of registration), or shell patterns of parameter names such as ``layer4.*``.
             The update always covers all of them.
-        engine: How the gradients are computed. ``"auto"`` (default) chooses by cost.
+        engine: How the gradients at parameters are computed: one pass a task (``"sequential"``), all tasks in one
+            vectorized pass (``"batched"``), or without most weight gradients (``"mixed"``). ``"auto"`` (default)
+            chooses by cost; all give the same numbers up to rounding.
         store_dtype: Type in which gradients at parameters are kept: as the ``"parameters"`` (default), or
             ``"bfloat16"``, which halves the memory and costs accuracy.
         on_nonfinite: What a task gradient with NaN or infinity does when no gradient scaler is at work: ``"raise"``
@@ -120,6 +125,9 @@ class GradientBalancer(Balancer, metaclass=_BindsWhenBuilt):
     compares_at: ClassVar[tuple[str, ...]] = ("parameters", "features")
     """Values of ``at`` for which the method is defined."""
 
+    needs_matrix: ClassVar[bool] = False
+    """Whether the method needs the gradients themselves, not only their Gramian."""
+
     reused_weights: Tensor
     scaler: Any = None
     """Gradient scaler of float16 training (``torch.amp.GradScaler``); set by :meth:`attach`, or by hand."""
@@ -156,16 +164,13 @@ class GradientBalancer(Balancer, metaclass=_BindsWhenBuilt):
         self.last_gramian: Tensor | None = None
         """Gramian of the task gradients in the last step that computed it, detached; rows as in ``last_tasks``."""
         self.last_tasks: tuple[str, ...] = ()
-        self.engine_report = "no step yet"
-        """Which engine computes the gradients, and why."""
         self._watched: list[tuple[str, nn.Parameter]] = []
         self._pending: tuple[Tensor, tuple[str, ...], int] | None = None
         self._fresh: set[str] = set()
-        self._sequential = SequentialEngine(self._row_dtype)
-
-    @property
-    def _row_dtype(self) -> torch.dtype | None:
-        return torch.bfloat16 if self.store_dtype == "bfloat16" else None
+        dtype = torch.bfloat16 if self.store_dtype == "bfloat16" else None
+        self._engines = Engines(self.engine, dtype)
+        self._subset_store = FlatStore(dtype)
+        self._reported = False
 
     # ------------------------------------------------------------------ state
     def bind(self, tasks: Sequence[str] | None) -> None:
@@ -262,7 +267,42 @@ class GradientBalancer(Balancer, metaclass=_BindsWhenBuilt):
     def _differentiate(self, graph: TaskGraph, features: list[Tensor], scale: Tensor | None) -> TaskGradients:
         if self.at == "features":
             return FeatureGradients(graph, features, scale)
-        return self._sequential.gradients(graph, scale)
+        if self.parameters_compared != "all":
+            return SubsetGradients(graph, self._compared(graph.shared), scale, self._subset_store)
+        gradients = self._engines.gradients(graph, scale, self.needs_matrix)
+        if not self._reported:
+            self._reported = True
+            from lightning.pytorch.utilities import rank_zero_info
+
+            rank_zero_info(
+                f"{type(self).__name__} computes the gradients of {len(graph.names)} tasks by {self.engine_report}."
+            )
+        return gradients
+
+    def _compared(self, shared: Sequence[Tensor]) -> list[Tensor]:
+        """Return the shared parameters that the Gramian looks at."""
+        name = type(self).__name__
+        if self.parameters_compared == "last":
+            weights = [leaf for leaf in shared if leaf.ndim >= 2]
+            if not weights:
+                raise ValueError(
+                    f'{name}: parameters="last" needs a shared weight with two or more dimensions, got none.'
+                )
+            return weights[-1:]
+        if not self._watched:
+            raise ValueError(
+                f"{name}: parameters={list(self.parameters_compared)} needs the names of the shared parameters; call "
+                "balancer.watch(encoder) once before training."
+            )
+        known = {id(leaf) for leaf in shared}
+        names = {label: leaf for label, leaf in self._watched if id(leaf) in known}
+        chosen: dict[int, Tensor] = {}
+        for pattern in self.parameters_compared:
+            matching = fnmatch.filter(names, pattern)
+            if not matching:
+                raise ValueError(f"{name}: parameters has no match for {pattern!r}; the names are {list(names)}.")
+            chosen |= {id(names[label]): names[label] for label in matching}
+        return list(chosen.values())
 
     def _balance(self, graph: TaskGraph, gradients: TaskGradients, scale: Tensor | None) -> Tensor:
         names = graph.names
@@ -450,6 +490,11 @@ class GradientBalancer(Balancer, metaclass=_BindsWhenBuilt):
 
     # ------------------------------------------------------------------ what others read
     @property
+    def engine_report(self) -> str:
+        """Which engine computed the gradients at the parameters in the last step, and why."""
+        return self._engines.report
+
+    @property
     def norms(self) -> dict[str, Tensor]:
         """Task name -> norm of its gradient in the last step that computed it."""
         if self.last_gramian is None:
@@ -519,6 +564,7 @@ class GradientAggregation(GradientBalancer):
     """
 
     compares_at: ClassVar[tuple[str, ...]] = ("parameters",)
+    needs_matrix: ClassVar[bool] = True
 
     def __init__(self, **options: Unpack[GradientOptions]) -> None:
         name = type(self).__name__
