@@ -37,7 +37,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
     Raises:
         SystemExit: With status 2 and one message, if an option, a configuration file or a data set is wrong; with
-            status 0 after ``--help``. ``JSONARGPARSE_DEBUG=1`` in the environment shows the traceback instead.
+            status 0 after ``--help``. ``JSONARGPARSE_DEBUG=true`` in the environment shows the traceback instead.
     """
     words = list(sys.argv[1:] if args is None else args)
     if words and words[0] in _OTHER_COMMANDS:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import csv
+import fnmatch
 import io
 import json
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +25,7 @@ Directions = Mapping[str, Mapping[str, bool]]
 
 _RUN_SPECIFIC = ("seed_everything", "config", "ckpt_path", "results")
 _RUN_SPECIFIC_TRAINER = ("default_root_dir", "logger", "callbacks")
+_PIPED_WIDTH = 1000  # characters; a table in a pipe or file is not folded
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,13 @@ def main(args: Sequence[str]) -> int:
         metavar="PATH",
         help="folders of single-task runs, or JSON files {task: {metric: value}}, for the column of changes",
     )
+    parser.add_argument(
+        "--metrics",
+        nargs="+",
+        default=["*"],
+        metavar="PATTERN",
+        help="which metrics to show, for example '*/miou' 'depth/rmse'; the changes are over all",
+    )
     options = parser.parse_args(args)
     try:
         runs = load_runs(options.runs)
@@ -116,7 +125,7 @@ def main(args: Sequence[str]) -> int:
         rows = make_rows(runs, section, baselines or None, directions)
     except (ValueError, OSError) as error:
         parser.error(str(error))
-    print(render(rows, directions, options.format), end="")
+    print(render(select(rows, options.metrics), directions, options.format), end="")
     if options.baselines and not any(row.delta_m for row in rows):
         print("compare: no metric has a baseline and a known direction, so there is no Δm.", file=sys.stderr)
     return 0
@@ -309,16 +318,32 @@ def make_rows(runs: Sequence[Run], section: str, baselines: Metrics | None, dire
     return rows
 
 
+def select(rows: Sequence[Row], patterns: Sequence[str]) -> list[Row]:
+    """Keep the metrics whose ``task/metric`` matches one of these shell patterns."""
+    return [
+        replace(
+            row,
+            values={
+                (task, metric): found
+                for (task, metric), found in row.values.items()
+                if any(fnmatch.fnmatchcase(f"{task}/{metric}", pattern) for pattern in patterns)
+            },
+        )
+        for row in rows
+    ]
+
+
 def _labels(groups: Sequence[Sequence[Run]]) -> list[str]:
     """Name groups as shortly as tells them apart: by name, with the balancer, with the folder."""
     names = [group[0].name for group in groups]
     balancers = [(group[0].balancer or "").rpartition(".")[2] for group in groups]
     longer = [f"{name} ({balancer})" if balancer else name for name, balancer in zip(names, balancers, strict=True)]
     folders = [str(group[0].folder) for group in groups]
-    return [
-        name if names.count(name) == 1 else (long if longer.count(long) == 1 else f"{long} {folder}")
-        for name, long, folder in zip(names, longer, folders, strict=True)
-    ]
+    chosen = []
+    for name, long, folder in zip(names, longer, folders, strict=True):
+        unique = [label for label, all_labels in ((name, names), (long, longer)) if all_labels.count(label) == 1]
+        chosen.append(unique[0] if unique else f"{name}, {folder}")
+    return chosen
 
 
 # ---------------------------------------------------------------------- output
@@ -328,8 +353,8 @@ def render(rows: Sequence[Row], directions: Directions, style: Format) -> str:
     Args:
         rows: One per configuration.
         directions: Task -> metric -> whether higher is better; the best mean of a column is set in bold.
-        style: ``"table"`` for a terminal, ``"md"``, ``"latex"`` (for the package booktabs), or ``"csv"`` with mean and
-            standard deviation in columns of their own.
+        style: ``"table"`` for a terminal, one column per configuration. The others have one row per configuration:
+            ``"md"``, ``"latex"`` (for the package booktabs), ``"csv"`` (means and deviations in columns of their own).
     """
     if style == "csv":
         return _csv(rows)
@@ -382,7 +407,8 @@ def _mean_std(values: Sequence[float], number: str, latex: bool) -> str:
     mean = format(statistics.fmean(values), number)
     if len(values) == 1:
         return mean
-    return mean + (r" $\pm$ " if latex else " ± ") + format(statistics.stdev(values), number.lstrip("+"))
+    spread = format(statistics.stdev(values), {".4g": ".2g"}.get(number, number.lstrip("+")))
+    return mean + (r" $\pm$ " if latex else " ± ") + spread
 
 
 def _is_best(index: int, column: _Column) -> bool:
@@ -394,18 +420,19 @@ def _is_best(index: int, column: _Column) -> bool:
 
 
 def _terminal(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    """Return a table on its side: runs are few and metrics many, and a terminal is narrow."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table()
-    for i, title in enumerate(header):
+    for i, title in enumerate([header[0], *(escape(line[0]) for line in body)]):
         table.add_column(title, justify="right" if i else "left", overflow="fold")
-    for line in body:
-        table.add_row(*line)
+    for i, title in enumerate(header[1:], 1):
+        table.add_row(title, *(line[i] for line in body))
     on_terminal = sys.stdout.isatty()
     output = io.StringIO()
-    console = Console(file=output, force_terminal=on_terminal, width=None if on_terminal else 1000)
-    console.print(table)
+    Console(file=output, force_terminal=on_terminal, width=None if on_terminal else _PIPED_WIDTH).print(table)
     return output.getvalue()
 
 

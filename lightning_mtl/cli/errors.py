@@ -33,7 +33,7 @@ class ConciseParser(LightningArgumentParser):
 
 def debugging() -> bool:
     """Return whether tracebacks are asked for, by the environment variable that jsonargparse has for it."""
-    return bool(os.environ.get("JSONARGPARSE_DEBUG"))
+    return os.environ.get("JSONARGPARSE_DEBUG", "").lower() not in ("", "false", "no", "0")
 
 
 def fail(error: Exception | str, prog: str = "lightning-mtl", remedy: str = "") -> NoReturn:
@@ -53,7 +53,7 @@ def fail(error: Exception | str, prog: str = "lightning-mtl", remedy: str = "") 
 
 
 def concise(message: str) -> str:
-    r"""Leave out of a parser's message the alternatives that were not meant, and long dumps of the input.
+    r"""Leave out of a parser's message the alternatives that were not meant, and dumps of whole sections.
 
     For a value that may be one of several types the parser reports why it is none of them; the reason that matters is
     the one inside the class that was named.
@@ -68,7 +68,8 @@ def concise(message: str) -> str:
     kept = []
     for line in message.splitlines():
         text = line.strip()
-        dump = text.startswith("Given value: ") and len(text) > _LONGEST_VALUE
+        value = text.removeprefix("Given value: ")
+        dump = value != text and (value.startswith(("{", "Namespace(")) or len(value) > _LONGEST_VALUE)
         repeated = in_class and text.startswith("- Type ") and "expects a function or a callable class" in text
         if text and not dump and not repeated and not text.startswith(_ALTERNATIVES):
             kept.append(line)
