@@ -1,6 +1,7 @@
 """Callbacks: they watch or steer a run at the Trainer's hooks."""
 
+from lightning_mtl.callbacks.grokking import GrokkingDetector, GrokkingReport, GrokkingTimes, detect_grokking
 from lightning_mtl.callbacks.prediction_panels import PredictionPanels
 from lightning_mtl.callbacks.results_table import ResultsTable
 
-__all__ = ["PredictionPanels", "ResultsTable"]
+__all__ = ["GrokkingDetector", "GrokkingReport", "GrokkingTimes", "PredictionPanels", "ResultsTable", "detect_grokking"]

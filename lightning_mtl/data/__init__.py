@@ -15,7 +15,9 @@ from lightning_mtl.data.dense import (
 from lightning_mtl.data.errors import DataFileError, DatasetNotFoundError, EmptySplitError
 from lightning_mtl.data.loader import ResumableDataLoader
 from lightning_mtl.data.multi_mnist import MultiMNIST, MultiMNISTDataModule
+from lightning_mtl.data.polynomial import PolynomialRegressionDataModule, QuadraticError, quadratic_error
 from lightning_mtl.data.samplers import SampleIndex, SeededSampler, sample_generator
+from lightning_mtl.data.sequence import ModularArithmeticDataModule
 from lightning_mtl.data.synthetic import SyntheticScenes, SyntheticScenesDataModule
 
 __all__ = [
@@ -24,6 +26,7 @@ __all__ = [
     "DatasetNotFoundError",
     "EmptySplitError",
     "JointTransform",
+    "ModularArithmeticDataModule",
     "MultiMNIST",
     "MultiMNISTDataModule",
     "MultiTaskDataModule",
@@ -32,6 +35,8 @@ __all__ = [
     "Normalize",
     "PartialLabels",
     "PhotometricJitter",
+    "PolynomialRegressionDataModule",
+    "QuadraticError",
     "RandomHorizontalFlip",
     "RandomScaleCrop",
     "Resize",
@@ -40,5 +45,6 @@ __all__ = [
     "SeededSampler",
     "SyntheticScenes",
     "SyntheticScenesDataModule",
+    "quadratic_error",
     "sample_generator",
 ]

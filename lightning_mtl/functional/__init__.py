@@ -25,21 +25,35 @@ from lightning_mtl.functional.gramian import (
     sdmgrad,
     upgrad,
 )
+from lightning_mtl.functional.kernels import (
+    center_kernel,
+    empirical_ntk,
+    kernel_alignment,
+    kernel_difficulty,
+    kernel_distance,
+    kernel_target_alignment,
+)
 from lightning_mtl.functional.matrix import graddrop, graddrop_features, trimmed_mean
 
 __all__ = [
     "aligned_mtl",
     "cagrad",
+    "center_kernel",
     "config",
     "cr_mogm",
     "db_mtl",
     "dualproj",
+    "empirical_ntk",
     "epo",
     "fairgrad",
     "graddrop",
     "graddrop_features",
     "gradvac",
     "imtl_g",
+    "kernel_alignment",
+    "kernel_difficulty",
+    "kernel_distance",
+    "kernel_target_alignment",
     "krum",
     "linear_scalarization",
     "mgda",

@@ -3,7 +3,7 @@
 timm and segmentation_models_pytorch are imported by the constructors that need them, not here.
 """
 
-from lightning_mtl.nn.encoders import MLPEncoder, SmpEncoder, TimmEncoder
+from lightning_mtl.nn.encoders import MLPEncoder, QuadraticNetwork, SmpEncoder, TimmEncoder
 from lightning_mtl.nn.heads import (
     ConvHead,
     DeepLabV3PlusHead,
@@ -13,9 +13,11 @@ from lightning_mtl.nn.heads import (
     PooledHead,
     UNetHead,
 )
+from lightning_mtl.nn.output_scale import CenteredOutputScale, scaled_lr
 from lightning_mtl.nn.spec import FeatureSpec
 
 __all__ = [
+    "CenteredOutputScale",
     "ConvHead",
     "DeepLabV3PlusHead",
     "FPNHead",
@@ -24,7 +26,9 @@ __all__ = [
     "MLPEncoder",
     "MLPHead",
     "PooledHead",
+    "QuadraticNetwork",
     "SmpEncoder",
     "TimmEncoder",
     "UNetHead",
+    "scaled_lr",
 ]

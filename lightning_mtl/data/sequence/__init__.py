@@ -1,0 +1,6 @@
+"""Generated sequences: tokens in, tokens out."""
+
+from lightning_mtl.data.sequence.markov import MarkovCopy, MarkovCopyDataModule
+from lightning_mtl.data.sequence.modular_arithmetic import ModularArithmeticDataModule
+
+__all__ = ["MarkovCopy", "MarkovCopyDataModule", "ModularArithmeticDataModule"]
