@@ -1,0 +1,34 @@
+"""Every shipped recipe runs through the real command line."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from lightning_mtl.cli import main
+
+ROOT = Path(__file__).parents[1] / "recipes"
+RECIPES = sorted(ROOT.rglob("*.yaml"))
+ON_DISK = {"NYUv2DataModule": "nyuv2", "MultiMNISTDataModule": "mnist"}
+
+
+def test_recipes_were_found() -> None:
+    assert ROOT / "quickstart.yaml" in RECIPES
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_recipe_runs_two_steps(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = os.environ.get("LIGHTNING_MTL_DATA")
+    for module, folder in ON_DISK.items():
+        if module in recipe.read_text():
+            if root is None:
+                pytest.skip("LIGHTNING_MTL_DATA is not set to a folder of data sets")
+            if not (Path(root) / folder).is_dir():
+                pytest.skip(f"{Path(root) / folder} is not there")
+            monkeypatch.setenv("LIGHTNING_MTL_DATA", str(Path(root).resolve()))
+    monkeypatch.chdir(tmp_path)
+    options = ["--trainer.fast_dev_run", "2", "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"]
+    status = main(["fit", "--config", str(recipe), *options, "--data.num_workers", "0"])
+    assert status == 0
