@@ -102,11 +102,15 @@ class PredictionPanels(Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Predict, draw and log."""
         due = trainer.state.fn != "fit" or trainer.current_epoch % self.every_n_epochs == 0
-        if trainer.sanity_checking or trainer.fast_dev_run or not due or not self._samples:  # type: ignore[attr-defined]
+        if trainer.sanity_checking or trainer.fast_dev_run or not due:  # type: ignore[attr-defined]
+            return
+        folder = trainer.log_dir or trainer.default_root_dir  # exchanged between the processes, so all ask for it
+        if not self._samples:
             return
         with isolate_rng(), torch.no_grad(), _evaluating(pl_module):
             rows = [row for sample in self._samples for row in self._rows(trainer, pl_module, *sample)]
-        self._log(trainer, _stack(rows))
+        if trainer.is_global_zero:
+            self._log(trainer, _stack(rows), folder)
 
     # ------------------------------------------------------------------ drawing
     def _rows(
@@ -156,10 +160,7 @@ class PredictionPanels(Callback):
         picture: Tensor = (255 * image.clamp(0, 1)).round().to(torch.uint8).expand(3, -1, -1)
         return picture
 
-    def _log(self, trainer: pl.Trainer, picture: Tensor) -> None:
-        folder = trainer.log_dir or trainer.default_root_dir  # log_dir is exchanged between the processes
-        if not trainer.is_global_zero:
-            return
+    def _log(self, trainer: pl.Trainer, picture: Tensor, folder: str) -> None:
         taken = False
         for logger in trainer.loggers:
             add_image = getattr(getattr(logger, "experiment", None), "add_image", None)

@@ -233,7 +233,7 @@ def _rows(
 def _change(before: float | None, after: float | None, upwards: bool | None) -> str:
     if before is None or after is None:
         return "-"
-    text = f"{after - before:+.4g}"
+    text = f"{after - before:+.3g}"
     if upwards is None or before == after:
         return text
     return f"[green]{text}[/green]" if (after > before) == upwards else f"[red]{text}[/red]"

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.loggers import CSVLogger, Logger
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -214,3 +214,12 @@ def test_batches_of_another_form_are_refused() -> None:
 def test_wrong_argument_raises(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         PredictionPanels(**arguments)
+
+
+def test_tensorboard_shows_the_picture(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    fit(PredictionPanels(num_samples=1), TensorBoardLogger(tmp_path))
+    events = EventAccumulator(str(tmp_path / "lightning_logs" / "version_0"))
+    events.Reload()
+    assert [event.step for event in events.Images("predictions")] == [3]
