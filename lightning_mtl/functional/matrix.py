@@ -112,6 +112,7 @@ def trimmed_mean(jacobian: Tensor, trim_number: int = 1) -> Tensor:
     tasks = jacobian.shape[0]
     if trim_number < 0 or tasks <= 2 * trim_number:
         raise ValueError(
-            f"trimmed_mean: trim_number must be at least 0 and below K / 2, got {trim_number} with K = {tasks}; lower it."
+            f"trimmed_mean: trim_number must be at least 0 and below K / 2, "
+            f"got {trim_number} with K = {tasks}; lower it."
         )
     return jacobian.sort(dim=0).values[trim_number : tasks - trim_number].mean(0)

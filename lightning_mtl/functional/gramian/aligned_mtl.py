@@ -36,9 +36,10 @@ def aligned_mtl(
         ValueError: If ``scale_mode`` is unknown.
 
     Note:
-        Averages the aligned gradients as the paper and TorchJD do; LibMTL sums them, K times as much. Eigenvalues
-        within rounding errors of zero are left out of the inverse and of the scale. An all-zero Gramian gives the
-        preference.
+        Averages the aligned gradients as the paper and TorchJD do; LibMTL sums them, K times as much. Directions whose
+        singular value is within rounding errors of zero, in float64 about 1e-8 of the largest one, are left out of the
+        inverse and of the scale; a task whose gradient is that much shorter than another's cannot be told from a
+        dependent one. An all-zero Gramian gives the preference.
 
     Example:
         >>> aligned_mtl(torch.tensor([[1.0, 0.0], [0.0, 4.0]]))

@@ -46,7 +46,7 @@ def cagrad(gramian: Tensor, c: float = 0.5, rescale: Literal[0, 1, 2] = 0) -> Te
 
     Example:
         >>> cagrad(torch.tensor([[1.0, 0.0], [0.0, 4.0]]), c=0.5)
-        tensor([1.0559, 0.5000])
+        tensor([1.0590, 0.5000])
 
     References:
         B. Liu, X. Liu, X. Jin, P. Stone, Q. Liu. *Conflict-averse gradient descent for multi-task learning*. NeurIPS,

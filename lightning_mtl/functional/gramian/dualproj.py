@@ -31,6 +31,7 @@ def dualproj(gramian: Tensor, preference: Tensor | None = None) -> Tensor:
         Exact at every scale and norm ratio; TorchJD adds 1e-4 to the diagonal of the normalized Gramian.
 
     Example:
+        >>> import torch
         >>> dualproj(torch.tensor([[1.0, -1.0], [-1.0, 4.0]]))
         tensor([0.5000, 0.5000])
 

@@ -8,8 +8,7 @@ from torch import Tensor
 from lightning_mtl.functional.gramian.pivoting import jittered
 from lightning_mtl.functional.gramian.unit_rows import may_branch, restore, unit_rows
 
-_NEWTON_STEPS = 50
-_LENGTHS = (8.0, 4.0, 2.0, 1.0, 0.5, 0.2, 0.05)
+_NEWTON_STEPS = 60
 
 
 def fairgrad(gramian: Tensor, alpha: float = 1.0) -> Tensor:
@@ -60,8 +59,8 @@ def fairgrad(gramian: Tensor, alpha: float = 1.0) -> Tensor:
 def fair_weights(cosines: Tensor, target: Tensor, power: float) -> Tensor:
     """Solve ``cosines @ v = target * v ** -power`` for positive ``v`` by Newton's method.
 
-    Steps are taken in the logarithm of ``v``, which keeps it positive, with the length that decreases the convex
-    potential most; close to the solution the length is 1.
+    The steps are relative to ``v``, in which the Newton matrix has no eigenvalue below ``power``, and end at nine
+    tenths of the way to the boundary.
 
     Args:
         cosines: Matrix of cosines.
@@ -72,38 +71,32 @@ def fair_weights(cosines: Tensor, target: Tensor, power: float) -> Tensor:
         - cosines: ``(K, K)``.
         - target: ``(K,)``; returns ``(K,)``.
     """
-    eps = torch.finfo(cosines.dtype).eps
-    matrix = jittered(cosines, 4 * eps)
+    matrix = jittered(cosines, 4 * torch.finfo(cosines.dtype).eps)
     shift = power * torch.eye(cosines.shape[-1], dtype=cosines.dtype, device=cosines.device)
-    lengths = torch.tensor(_LENGTHS, dtype=cosines.dtype, device=cosines.device).unsqueeze(-1)
     early_exit = may_branch(cosines)
-    magnitude = matrix.abs()
-    log = target.log() / (1 + power)  # the solution for orthogonal rows
-
-    def potential(log: Tensor) -> Tensor:
-        value = log.exp()
-        utility = log if power == 1 else value * (-power * log).exp() / (1 - power)
-        return (0.5 * value * (value @ matrix) - target * utility).sum(-1).nan_to_num(nan=torch.inf)
-
+    previous = float("inf")
+    value = target ** (1 / (1 + power))  # the solution for orthogonal rows
+    right = target * value ** (1 - power)
+    value = value * (right.sum() / (value @ matrix @ value)) ** (1 / (1 + power))  # its best multiple
     for _ in range(_NEWTON_STEPS):
-        value = log.exp()
-        right = target * ((1 - power) * log).exp()
-        residual = right - value * (matrix @ value)
-        if early_exit and bool((residual.abs() <= 4 * eps * (right + value * (magnitude @ value))).all()):
-            break
+        right = target * value ** (1 - power)
         scaling = right.rsqrt()
         scaled = value * scaling
-        factor = torch.linalg.cholesky_ex(torch.addcmul(shift, matrix, torch.outer(scaled, scaled))).L
-        step = scaling * torch.cholesky_solve((scaling * residual).unsqueeze(-1), factor).squeeze(-1)
-        step = step.nan_to_num().clamp(-4, 4)
-        small = step.abs().amax() < 0.1
-        if early_exit and bool(small):
-            log = log + step
-            continue
-        trials = log + lengths * step
-        best = trials.index_select(0, potential(trials).argmin(0, keepdim=True)).squeeze(0)
-        log = torch.where(small, log + step, best)
-    return log.exp()
+        factor = torch.linalg.cholesky_ex(torch.addcmul(shift, matrix * scaled, scaled.unsqueeze(-1))).L
+        residual = scaling * (right - value * (matrix @ value))
+        step = scaling * torch.cholesky_solve(residual.unsqueeze(-1), factor).squeeze(-1)
+        step = step.nan_to_num()
+        if early_exit:
+            shortest, longest = (float(bound) for bound in torch.aminmax(step))
+            value = torch.addcmul(value, value, step, value=min(1.0, 0.9 / max(-shortest, 0.9)))
+            largest = max(-shortest, longest)
+            # Quadratic convergence has ended at rounding errors of the solution or, if ill-conditioned, of the step.
+            if largest < 1e-7 or (largest < 1e-3 and largest > 0.5 * previous):
+                break
+            previous = largest
+        else:
+            value = value * (1 + step * (0.9 / (-step.amin()).clamp(min=0.9)))
+    return value
 
 
 def mean_for_zero_rows(weights: Tensor, norms: Tensor) -> Tensor:

@@ -59,11 +59,11 @@ def gradvac(gramian: Tensor, targets: Tensor, order: Tensor, beta: float = 0.5) 
     square = rows.norms.square()  # ||g_i'||^2
     for visited in order.unbind(-1):
         index = visited.unsqueeze(-1)
-        defined = (visited != own) & nonzero & nonzero[visited]
         product = products.gather(-1, index).squeeze(-1)
         goal = goals.gather(-1, index).squeeze(-1)
         norm = square.clamp(min=0).sqrt()
-        cosine = torch.where(defined, product / norm, 0)
+        defined = (visited != own) & (norm > 0) & nonzero[visited]
+        cosine = torch.where(defined, product / norm, 0).clamp(-1, 1)
         sine = (1 - cosine.square()).clamp(min=0).sqrt()
         goal_sine = (1 - goal.square()).clamp(min=0).sqrt().clamp(min=1e-8)
         step = norm * (goal * sine / goal_sine - cosine)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lightning_mtl.functional.gramian.nnqp import longest_step
 from lightning_mtl.functional.gramian.unit_rows import may_branch
 
 _STEPS = 50
@@ -49,51 +50,46 @@ def simplex_linear_program(objective: Tensor, matrix: Tensor, bound: Tensor) -> 
     slack = (rows @ x - right).clamp(min=0.1)
     dual = torch.ones_like(slack)
     level = torch.zeros_like(objective[:1])
-
-    def longest(value: Tensor, step: Tensor) -> Tensor:
-        return torch.where(step < 0, -value / step, torch.inf).amin().clamp(max=1)
-
     for _ in range(_STEPS):
-        stationarity = rows.T @ dual + objective + level
-        primal = rows @ x - right - slack
-        balance = 1 - x.sum()
+        errors = (rows.T @ dual + objective + level, rows @ x - right - slack, 1 - x.sum())
         gap = (slack * dual).mean()
         ratio = dual / slack
         normal = rows.T @ (ratio.unsqueeze(-1) * rows)
         scaling = normal.diagonal().rsqrt()
         factor = torch.linalg.cholesky_ex(normal * torch.outer(scaling, scaling) + eye * (2 * eps)).L
-
-        def invert(vector: Tensor, scaling: Tensor = scaling, factor: Tensor = factor) -> Tensor:
-            return scaling * torch.cholesky_solve((scaling * vector).unsqueeze(-1), factor).squeeze(-1)
-
-        ones = invert(torch.ones_like(x))
-        total = ones.sum()
-
-        def direction(
-            complement: Tensor,
-            stationarity: Tensor = stationarity,
-            primal: Tensor = primal,
-            balance: Tensor = balance,
-            slack: Tensor = slack,
-            ratio: Tensor = ratio,
-        ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-            free = invert(stationarity + rows.T @ (complement / slack - ratio * primal))
-            d_level = (balance - free.sum()) / total
-            dx = free + ones * d_level
-            d_slack = rows @ dx + primal
-            return dx, d_slack, complement / slack - ratio * d_slack, d_level
-
-        _, d_slack, d_dual, _ = direction(-slack * dual)
-        length_p, length_d = longest(slack, d_slack), longest(dual, d_dual)
-        predicted = ((slack + length_p * d_slack) * (dual + length_d * d_dual)).mean()
-        dx, d_slack, d_dual, d_level = direction(gap * (predicted / gap) ** 3 - slack * dual - d_slack * d_dual)
-        length_p, length_d = 0.99 * longest(slack, d_slack), 0.99 * longest(dual, d_dual)
+        _, d_slack, d_dual, _ = _newton(rows, slack, ratio, scaling, factor, errors, -slack * dual)
+        lengths = longest_step(slack, d_slack), longest_step(dual, d_dual)
+        predicted = ((slack + lengths[0] * d_slack) * (dual + lengths[1] * d_dual)).mean()
+        complement = gap * (predicted / gap) ** 3 - slack * dual - d_slack * d_dual
+        dx, d_slack, d_dual, d_level = _newton(rows, slack, ratio, scaling, factor, errors, complement)
+        lengths = 0.99 * longest_step(slack, d_slack), 0.99 * longest_step(dual, d_dual)
         usable = (gap > eps) & dx.isfinite().all() & d_dual.isfinite().all()
-        x = torch.where(usable, x + length_p * dx, x)
-        slack = torch.where(usable, slack + length_p * d_slack, slack)
-        dual = torch.where(usable, dual + length_d * d_dual, dual)
-        level = torch.where(usable, level + length_d * d_level, level)
+        x = torch.where(usable, x + lengths[0] * dx, x)
+        slack = torch.where(usable, slack + lengths[0] * d_slack, slack)
+        dual = torch.where(usable, dual + lengths[1] * d_dual, dual)
+        level = torch.where(usable, level + lengths[1] * d_level, level)
         if may_branch(x) and not bool(usable):
             break
     x = x.clamp(min=0)
     return x / x.sum()
+
+
+def _newton(
+    rows: Tensor,
+    slack: Tensor,
+    ratio: Tensor,
+    scaling: Tensor,
+    factor: Tensor,
+    errors: tuple[Tensor, Tensor, Tensor],
+    complement: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Step of the unknowns, slacks, multipliers and the multiplier of the sum, for a change of slack * multiplier."""
+    stationarity, primal, balance = errors
+    gradient = stationarity + rows.T @ (complement / slack - ratio * primal)
+    both = torch.stack([gradient, torch.ones_like(gradient)], -1)
+    solution = scaling.unsqueeze(-1) * torch.cholesky_solve(scaling.unsqueeze(-1) * both, factor)
+    free, ones = solution.unbind(-1)
+    d_level = (balance - free.sum()) / ones.sum()
+    dx = free + ones * d_level
+    d_slack = rows @ dx + primal
+    return dx, d_slack, complement / slack - ratio * d_slack, d_level.unsqueeze(0)

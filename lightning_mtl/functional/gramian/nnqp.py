@@ -30,19 +30,21 @@ def nonnegative_quadratic_program(matrix: Tensor, linear: Tensor) -> Tensor:
         - linear: ``(B, K)``; returns ``(B, K)``.
 
     Example:
-        >>> H = torch.tensor([[2.0, 0.0], [0.0, 2.0]], dtype=torch.float64)
-        >>> nonnegative_quadratic_program(H, torch.tensor([[-1.0, 1.0]], dtype=torch.float64))
-        tensor([[0.5000, 0.0000]], dtype=torch.float64)
+        >>> H = torch.tensor([[2.0, 1.0], [1.0, 2.0]], dtype=torch.float64)
+        >>> nonnegative_quadratic_program(H, torch.tensor([[-3.0, -3.0]], dtype=torch.float64))
+        tensor([[1., 1.]], dtype=torch.float64)
     """
+    if may_branch(linear) and float(linear.amin()) >= 0:
+        return torch.zeros_like(linear)
     eye = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
+    wanted = -linear.unsqueeze(-1)
 
     def solve(passive: Tensor) -> tuple[Tensor, Tensor]:
-        inside = passive.to(matrix.dtype)
-        block = torch.where(passive.unsqueeze(-1) & passive.unsqueeze(-2), matrix, eye)
-        factor = torch.linalg.cholesky_ex(block).L
-        solution = torch.cholesky_solve((-linear * inside).unsqueeze(-1), factor).squeeze(-1)
+        column = passive.unsqueeze(-1)
+        factor = torch.linalg.cholesky_ex(torch.where(column & passive.unsqueeze(-2), matrix, eye)).L
+        solution = torch.cholesky_solve(wanted * column, factor).squeeze(-1)
         margin = torch.where(passive, solution, torch.addmm(linear, solution, matrix))
-        return solution, margin / (1 + solution.abs().amax(-1, keepdim=True))
+        return solution, margin / (1 + torch.linalg.vector_norm(solution, torch.inf, -1, keepdim=True))
 
     tolerance = 500 * torch.finfo(matrix.dtype).eps
     first = block_pivoting(solve, linear < 0, _PIVOTS, tolerance)
@@ -60,33 +62,34 @@ def _interior_point(matrix: Tensor, linear: Tensor) -> tuple[Tensor, Tensor]:
     eps = torch.finfo(matrix.dtype).eps
     z = torch.ones_like(linear)
     y = torch.ones_like(linear)
-
-    def longest(value: Tensor, step: Tensor) -> Tensor:
-        return torch.where(step < 0, -value / step, torch.inf).amin(-1, keepdim=True).clamp(max=1)
-
     for _ in range(_INTERIOR_STEPS):
         residual = torch.addmm(linear, z, matrix) - y
         gap = (z * y).mean(-1, keepdim=True)
-        open_ = gap > eps * eps
         root = (z / y).sqrt()
         # Scaled by sqrt(z / y), the Newton matrix has no eigenvalue below 1.
         factor = torch.linalg.cholesky_ex(eye + matrix * root.unsqueeze(-1) * root.unsqueeze(-2)).L
-
-        def direction(right: Tensor, root: Tensor = root, factor: Tensor = factor) -> Tensor:
-            return root * torch.cholesky_solve((root * right).unsqueeze(-1), factor).squeeze(-1)
-
-        dz = direction(-residual - y)
-        dy = -y - y / z * dz
-        length = torch.minimum(longest(z, dz), longest(y, dy))
+        dz, dy = _newton(residual, torch.zeros_like(z), z, y, root, factor)
+        length = torch.minimum(longest_step(z, dz), longest_step(y, dy))
         predicted = ((z + length * dz) * (y + length * dy)).mean(-1, keepdim=True)
-        target = gap * (predicted / gap) ** 3
-        correction = (target - dz * dy) / z
-        dz = direction(-residual - y + correction)
-        dy = correction - y - y / z * dz
-        length = 0.995 * torch.minimum(longest(z, dz), longest(y, dy))
-        usable = open_ & dz.isfinite().all(-1, keepdim=True) & dy.isfinite().all(-1, keepdim=True)
+        dz, dy = _newton(residual, (gap * (predicted / gap) ** 3 - dz * dy) / z, z, y, root, factor)
+        length = 0.995 * torch.minimum(longest_step(z, dz), longest_step(y, dy))
+        usable = (gap > eps * eps) & dz.isfinite().all(-1, keepdim=True) & dy.isfinite().all(-1, keepdim=True)
         z = torch.where(usable, z + length * dz, z)
         y = torch.where(usable, y + length * dy, y)
         if may_branch(z) and not bool(usable.any()):
             break
     return z, y
+
+
+def _newton(
+    residual: Tensor, correction: Tensor, z: Tensor, y: Tensor, root: Tensor, factor: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Step towards H z + q = y and z * y = z * correction."""
+    right = root * (correction - residual - y)
+    dz = root * torch.cholesky_solve(right.unsqueeze(-1), factor).squeeze(-1)
+    return dz, correction - y - y / z * dz
+
+
+def longest_step(value: Tensor, step: Tensor) -> Tensor:
+    """Return the longest step up to 1, along the last dimension, that keeps a positive value from being negative."""
+    return torch.where(step < 0, -value / step, torch.inf).amin(-1, keepdim=True).clamp(max=1)

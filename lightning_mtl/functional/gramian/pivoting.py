@@ -29,9 +29,9 @@ class Pivoted(NamedTuple):
 def jittered(cosines: Tensor, first: float | None = None) -> Tensor:
     """Add the smallest multiple of the identity that makes a matrix of cosines numerically positive definite.
 
-    The multiple is the first of a geometric ladder for which a Cholesky factorization succeeds with a margin: 1e-14 for
-    a Gramian in float64, about 1e-7 for one that was rounded to float32 and has dependent rows. Because rows have unit
-    norm, this perturbs every task by the same relative amount, whatever its gradient's norm.
+    The multiple is the first of a geometric ladder for which a Cholesky factorization succeeds: 1e-14 for a Gramian in
+    float64, about 1e-6 for one that was rounded to float32 and has dependent rows. Because rows have unit norm, this
+    perturbs every task by the same relative amount, whatever its gradient's norm.
 
     Args:
         cosines: Symmetric matrix with unit diagonal, positive semi-definite up to rounding.
@@ -43,10 +43,12 @@ def jittered(cosines: Tensor, first: float | None = None) -> Tensor:
     eye = torch.eye(cosines.shape[-1], dtype=cosines.dtype, device=cosines.device)
     unit = 50 * torch.finfo(cosines.dtype).eps if first is None else first
     # On the CPU the first step alone tells whether the rest of the ladder is needed.
-    if may_branch(cosines) and int(torch.linalg.cholesky_ex(cosines + eye * (unit / 4)).info) == 0:
-        return cosines + eye * unit
+    if may_branch(cosines):
+        shifted = torch.add(cosines, eye, alpha=unit)
+        if int(torch.linalg.cholesky_ex(shifted).info) == 0:
+            return shifted
     ladder = unit * 10.0 ** torch.arange(0, 18, 2, dtype=cosines.dtype, device=cosines.device)
-    failed = torch.linalg.cholesky_ex(cosines + eye * (ladder / 4).view(-1, 1, 1)).info != 0
+    failed = torch.linalg.cholesky_ex(cosines + eye * ladder.view(-1, 1, 1)).info != 0
     return cosines + eye * ladder.index_select(0, failed.sum().clamp(max=8).unsqueeze(0))
 
 
@@ -83,9 +85,9 @@ def block_pivoting(solve: Solve, passive: Tensor, steps: int, tolerance: float) 
     smallest: Tensor | None = None
     for step in range(steps):
         value, margin = solve(passive)
+        if early_exit and float(margin.amin()) >= -tolerance:
+            return Pivoted(value, torch.ones_like(margin[..., 0], dtype=torch.bool))
         violated = margin < -tolerance
-        if early_exit and not bool(violated.any()):
-            return Pivoted(value, ~violated.any(-1))
         violation = -margin.amin(-1)
         if best is None or smallest is None:
             best, smallest = value, violation

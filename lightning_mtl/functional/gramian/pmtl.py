@@ -42,7 +42,7 @@ def pmtl(gramian: Tensor, losses: Tensor, preferences: Tensor, index: int, initi
     Example:
         >>> rays = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
         >>> pmtl(torch.eye(2), torch.tensor([1.0, 2.0]), rays, index=0)
-        tensor([0.2000, 0.6000])
+        tensor([0.2000, 0.4000])
 
     References:
         X. Lin, H.-L. Zhen, Z. Li, Q. Zhang, S. Kwong. *Pareto multi-task learning*. NeurIPS, 2019, Eq. 11-13 and Alg.

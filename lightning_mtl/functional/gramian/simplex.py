@@ -23,6 +23,7 @@ def project_to_simplex(vector: Tensor) -> Tensor:
         Duchi, Shalev-Shwartz, Singer, Chandra. *Efficient projections onto the l1-ball for learning in high
         dimensions*. ICML, 2008, Fig. 1. https://doi.org/10.1145/1390156.1390176
     """
+    vector = vector - vector.amax(-1, keepdim=True)  # the projection ignores a shift, sums of large numbers do not
     descending = vector.sort(dim=-1, descending=True).values
     rank = torch.arange(1, vector.shape[-1] + 1, dtype=vector.dtype, device=vector.device)
     threshold = (descending.cumsum(-1) - 1) / rank

@@ -50,17 +50,16 @@ def unit_rows(gramian: Tensor) -> UnitRows:
                 [0.5000, 1.0000]], dtype=torch.float64)
     """
     gramian = gramian.detach().to(solver_dtype(gramian.device))
-    finite = gramian.isfinite().all()
-    eye = torch.eye(gramian.shape[-1], dtype=gramian.dtype, device=gramian.device)
-    gramian = torch.where(finite, gramian, eye)
+    finite = (gramian - gramian == 0).all()
+    if not (may_branch(finite) and bool(finite)):
+        gramian = torch.where(finite, gramian, torch.eye(gramian.shape[-1], dtype=gramian.dtype, device=gramian.device))
     absolute = gramian.diagonal().clamp(min=0).sqrt()
     largest = absolute.amax()
     scale = largest + (largest == 0)
     norms = absolute / scale
     inverse = norms.reciprocal().nan_to_num(posinf=0.0)
     unit = inverse / scale
-    cosines = gramian * unit * unit.unsqueeze(-1)
-    cosines = torch.where(eye.bool(), eye, cosines)
+    cosines = (gramian * unit * unit.unsqueeze(-1)).fill_diagonal_(1)
     return UnitRows(cosines, norms, inverse, scale, finite)
 
 

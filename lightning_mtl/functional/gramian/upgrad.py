@@ -35,6 +35,7 @@ def upgrad(gramian: Tensor, preference: Tensor | None = None) -> Tensor:
         below 1e-4.
 
     Example:
+        >>> import torch
         >>> upgrad(torch.tensor([[1.0, -0.5], [-0.5, 1.0]]))
         tensor([0.7500, 0.7500])
 
