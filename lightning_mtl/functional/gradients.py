@@ -32,7 +32,7 @@ def row_products(left: Tensor, right: Tensor) -> Tensor:
     if not whole:
         return tail
     wide = left.dtype if left.device.type == "mps" else torch.float64
-    blocks = [matrix[:, :whole].unflatten(1, (-1, _BLOCK)).transpose(0, 1) for matrix in (left, right)]
+    blocks = [matrix[:, :whole].view(len(matrix), -1, _BLOCK).transpose(0, 1) for matrix in (left, right)]
     products = torch.bmm(blocks[0], blocks[1].transpose(1, 2))
     return (products.sum(0, dtype=wide) + tail).to(left.dtype)
 

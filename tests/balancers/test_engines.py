@@ -257,6 +257,24 @@ def test_leaves_of_one_task_inside_the_trunk_are_its_own() -> None:
         torch.testing.assert_close(gradients.gramian_share(), matrix @ matrix.T)
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_heads_on_several_levels_are_not_counted_twice(engine: str) -> None:
+    problem = Problem()
+    low = problem.encoder[0](problem.inputs)
+    high = problem.encoder[3:](problem.encoder[2](low.relu()))
+    sides = nn.ModuleList([nn.Linear(16, 1) for _ in range(2)])
+    losses = {
+        "t0": problem.heads["t0"](high).square().mean() + sides[0](low).square().mean(),
+        "t1": sides[1](low).exp().mean() - problem.heads["t1"](high).square().mean(),
+    }
+    graph = TaskGraph(tuple(losses), list(losses.values()), problem.shared)
+    matrix = rows_of(losses, problem.shared)
+    gradients = ENGINES[engine]()(graph, None)
+    torch.testing.assert_close(gradients.gramian_share(), matrix @ matrix.T)
+    update = torch.cat([piece.flatten() for piece in gradients.combine(WEIGHTS[:2])])
+    torch.testing.assert_close(update, WEIGHTS[:2] @ matrix)
+
+
 def test_the_gramian_of_a_subset_and_the_update_of_all() -> None:
     problem = Problem()
     losses = problem.losses()

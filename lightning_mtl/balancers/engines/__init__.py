@@ -1,5 +1,6 @@
 """Engines: ways to the gradients of several losses at the shared parameters."""
 
+from lightning_mtl.balancers.engines.accumulated import Accumulator
 from lightning_mtl.balancers.engines.base import Engine, HeadPass, TaskGradients
 from lightning_mtl.balancers.engines.batched import BatchedEngine
 from lightning_mtl.balancers.engines.choice import EngineName, Engines
@@ -11,6 +12,7 @@ from lightning_mtl.balancers.engines.store import FlatStore
 from lightning_mtl.balancers.engines.subset import SubsetGradients
 
 __all__ = [
+    "Accumulator",
     "BatchedEngine",
     "Engine",
     "EngineName",

@@ -9,7 +9,7 @@ from typing import ClassVar, cast
 import torch
 from torch import Tensor
 
-from lightning_mtl.balancers.engines.graph import TaskGraph, as_input, differentiate
+from lightning_mtl.balancers.engines.graph import TaskGraph, as_input, blocked, differentiate, filled
 from lightning_mtl.functional.gradients import tensor_hooks_off
 
 
@@ -73,19 +73,12 @@ def seeds(graph: TaskGraph, scale: Tensor | None) -> list[Tensor]:
     return [scale.to(loss.dtype) for loss in graph.losses]
 
 
-def filled(gradients: Sequence[Tensor | None], leaves: Sequence[Tensor]) -> list[Tensor]:
-    """Put zeros where a gradient is missing."""
-    return [
-        torch.zeros_like(leaf) if gradient is None else gradient
-        for gradient, leaf in zip(gradients, leaves, strict=True)
-    ]
-
-
 class HeadPass:
     """The gradients of every loss at the cut edges and at the tasks' own leaves.
 
     When the tasks have nothing in common above the cut, one pass serves all of them. Cut edges that are mere views of
-    the same result (an alias of the features for each task) are taken together.
+    the same result (an alias of the features for each task) are taken together. Each edge sees what reaches it
+    directly, not by way of another cut edge.
     """
 
     def __init__(self, graph: TaskGraph, scale: Tensor | None) -> None:
@@ -93,7 +86,8 @@ class HeadPass:
         found: list[tuple[Tensor | None, ...]] = []
         live = [task for task, root in enumerate(graph.roots) if root is not None]
         inputs = [[*map(as_input, graph.cuts[task]), *graph.heads[task]] for task in live]
-        with tensor_hooks_off(graph.own_leaves):
+        places = {edge for cut in graph.cuts for edge in cut}
+        with tensor_hooks_off(graph.own_leaves), blocked(places if len(places) > 1 else ()):
             if graph.separate:
                 joined = iter(
                     differentiate(
@@ -140,25 +134,6 @@ class HeadPass:
             zero = None if self.dense else torch.zeros_like(some)
             stacks.append(torch.stack([cast(Tensor, zero) if part is None else part for part in row]))
         return stacks
-
-    def combine(self, weights: Tensor) -> list[Tensor]:
-        """Return the weighted sum of the tasks' gradients at every edge."""
-        sums = []
-        parts = weights.unbind()
-        for row in self.gradients:
-            total: Tensor | None = None
-            for weight, gradient in zip(parts, row, strict=True):
-                if gradient is not None:
-                    term = gradient * weight
-                    total = term if total is None else total.add_(term)
-            sums.append(cast(Tensor, total))
-        return sums
-
-    def trunk_pass(self, graph: TaskGraph, weights: Tensor) -> list[Tensor]:
-        """Pass the weighted sum of the gradients through the trunk once; return the shared parameters' gradients."""
-        with tensor_hooks_off(graph.shared):
-            gradients = differentiate([as_input(edge) for edge in self.edges], graph.shared, self.combine(weights))
-        return filled(gradients, graph.shared)
 
 
 def _keeps_shape(node: object, gradient: Tensor) -> bool:

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
+
+from lightning_mtl.functional.gradients import tensor_hooks_off
+
+REENTRANT = (
+    "Gradient balancing needs torch.autograd.grad, which reentrant activation checkpointing does not support; call "
+    "torch.utils.checkpoint.checkpoint(..., use_reentrant=False)."
+)
 
 Node = Any
 Edge = tuple[Node, int]
@@ -30,13 +38,14 @@ class TaskGraph:
 
     A node is *private* if a leaf that is not shared lies under it: heads, and whatever a task has for itself in the
     encoder. All other nodes are the *trunk*. An edge from a private node to the trunk is *cut*: gradients at the cut
-    edges determine the gradients of the shared parameters. Constants take no part.
+    edges determine the gradients of the shared parameters. Constants take no part. With ``stop``, the graph is cut at
+    these tensors instead, and what lies under them is not looked at.
 
     Args:
         names: The tasks' names, for messages.
         losses: Their losses.
         shared: Leaves that the tasks share.
-        stop: Tensors below which the graph is not walked (features); what lies under them is trunk.
+        stop: Tensors at which the graph is cut (features); none cuts it at the trunk.
     """
 
     def __init__(
@@ -47,18 +56,55 @@ class TaskGraph:
         self.shared = list(shared)
         self.roots: list[Edge | None] = [edge_of(loss) if loss.requires_grad else None for loss in losses]
         self.parents: dict[Node, list[Node]] = {}
-        stops = {edge_of(tensor)[0] for tensor in stop}
         self.heads: list[list[Tensor]] = []
         """Leaves of each task that are not shared."""
         self.cuts: list[list[Edge]] = []
         """Cut edges of each task."""
-        self._private = self._private_nodes(self._explore(stops))
-        visited = sum(self._split(root) for root in self.roots)
+        self.around: set[int] = set()
+        """Tasks that reach a shared leaf by a way around the tensors in ``stop``."""
+        self._private: set[Node] = set()
+        if stop:
+            visited = self._walk_to({edge_of(tensor) for tensor in stop})
+        else:
+            self._private = self._private_nodes(self._explore())
+            visited = sum(self._split(root) for root in self.roots)
         edges = [edge for cut in self.cuts for edge in cut]
         self.separate = visited == len(self._private) and len(set(edges)) == len(edges)
         """Whether the tasks have no node and no cut edge in common, so that one pass serves all."""
 
-    def _explore(self, stops: Collection[Node]) -> list[Node]:
+    def _walk_to(self, stops: Collection[Edge]) -> int:
+        """Sort what lies above these edges; return the number of nodes, each counted once a task."""
+        shared = {id(tensor) for tensor in self.shared}
+        visited = 0
+        for task, root in enumerate(self.roots):
+            heads: list[Tensor] = []
+            cut: dict[Edge, None] = {}
+            seen: set[Node] = set()
+            stack: list[Edge] = [] if root is None else [root]
+            while stack:
+                edge = stack.pop()
+                if edge in stops:
+                    cut[edge] = None
+                    continue
+                node = edge[0]
+                if node in seen:
+                    continue
+                seen.add(node)
+                following = node.next_functions
+                if following:
+                    stack.extend([child for child in following if child[0] is not None])
+                elif (leaf := getattr(node, "variable", None)) is not None:
+                    if id(leaf) in shared:
+                        self.around.add(task)
+                    else:
+                        heads.append(leaf)
+            self.heads.append(heads)
+            self.cuts.append(list(cut))
+            self._private |= seen
+            visited += len(seen)
+        return visited
+
+    def _explore(self) -> list[Node]:
         """Fill ``parents``; return the nodes of leaves that are not shared."""
         shared = {id(tensor) for tensor in self.shared}
         parents = self.parents
@@ -70,8 +116,6 @@ class TaskGraph:
                 stack.append(root[0])
         while stack:
             node = stack.pop()
-            if node in stops:
-                continue
             following = node.next_functions
             if not following:
                 leaf = getattr(node, "variable", None)
@@ -144,9 +188,39 @@ class TaskGraph:
         """Leaves that are not shared, each once, in the order of the tasks."""
         return list({id(leaf): leaf for heads in self.heads for leaf in heads}.values())
 
+    @property
+    def reentrant(self) -> bool:
+        """Whether the graph holds a reentrant activation checkpoint, which hides the parameters under it."""
+        return any(type(node).__name__ == "CheckpointFunctionBackward" for node in {*self.parents, *self._private})
+
     def reaches_shared(self, task: int) -> bool:
         """Return whether this task's loss depends on something shared."""
         return bool(self.cuts[task])
+
+
+@contextlib.contextmanager
+def blocked(edges: Collection[Edge]) -> Iterator[None]:
+    """Keep gradients that reach these edges from going on, so that each edge sees what reaches it directly.
+
+    Where one of them lies under another (feature maps of several levels), what the lower one receives through the
+    higher one would otherwise be counted twice.
+    """
+    numbers: dict[Node, set[int]] = {}
+    for node, number in edges:
+        if node.next_functions:
+            numbers.setdefault(node, set()).add(number)
+
+    def block(node_numbers: set[int]) -> Any:
+        return lambda gradients: tuple(
+            None if number in node_numbers else gradient for number, gradient in enumerate(gradients)
+        )
+
+    handles = [node.register_prehook(block(held)) for node, held in numbers.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _behind_views(edge: Edge) -> Edge:
@@ -154,6 +228,32 @@ def _behind_views(edge: Edge) -> Edge:
     while type(node).__name__ == "ViewBackward0":
         node, number = node.next_functions[0]
     return node, number
+
+
+def weighted_pass(graph: TaskGraph, weights: Sequence[Tensor | None], leaves: Sequence[Tensor]) -> list[Tensor]:
+    """Return the gradients of the weighted sum of the losses at these leaves, by one pass.
+
+    Args:
+        graph: The losses with what belongs to whom.
+        weights: One a task; None leaves it out.
+        leaves: Leaves of the graph; those that are not reached get zeros.
+    """
+    parts = [
+        (loss, weight.to(loss.dtype))
+        for loss, root, weight in zip(graph.losses, graph.roots, weights, strict=True)
+        if root is not None and weight is not None
+    ]
+    with tensor_hooks_off(leaves):
+        found = differentiate([loss for loss, _ in parts], leaves, [weight for _, weight in parts])
+    return filled(found, leaves)
+
+
+def filled(gradients: Sequence[Tensor | None], leaves: Sequence[Tensor]) -> list[Tensor]:
+    """Put zeros where a gradient is missing."""
+    return [
+        torch.zeros_like(leaf) if gradient is None else gradient
+        for gradient, leaf in zip(gradients, leaves, strict=True)
+    ]
 
 
 def differentiate(
@@ -182,8 +282,5 @@ def differentiate(
                 "torch._functorch.config.donated_buffer = False."
             ) from error
         if "use_reentrant" in text or "incompatible with .grad()" in text:
-            raise RuntimeError(
-                "Gradient balancing needs torch.autograd.grad, which reentrant activation checkpointing does not "
-                "support; call torch.utils.checkpoint.checkpoint(..., use_reentrant=False)."
-            ) from error
+            raise RuntimeError(REENTRANT) from error
         raise

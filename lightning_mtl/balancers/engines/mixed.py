@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from lightning_mtl.balancers.base import is_distributed
-from lightning_mtl.balancers.engines.base import Engine, HeadPass, TaskGradients, filled, seeds
-from lightning_mtl.balancers.engines.graph import TaskGraph, as_input, differentiate
+from lightning_mtl.balancers.engines.base import Engine, HeadPass, TaskGradients, seeds
+from lightning_mtl.balancers.engines.graph import TaskGraph, as_input, differentiate, filled
 from lightning_mtl.balancers.engines.layers import Tap, find_taps
 from lightning_mtl.balancers.engines.store import FlatRows, FlatStore
 from lightning_mtl.functional.gradients import combine_rows, tensor_hooks_off

@@ -8,8 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lightning_mtl.balancers.engines.base import Engine, TaskGradients, filled, seeds
-from lightning_mtl.balancers.engines.graph import TaskGraph, differentiate
+from lightning_mtl.balancers.engines.base import Engine, TaskGradients, seeds
+from lightning_mtl.balancers.engines.graph import TaskGraph, differentiate, filled
 from lightning_mtl.balancers.engines.store import FlatRows, FlatStore
 from lightning_mtl.functional.gradients import tensor_hooks_off
 

@@ -97,6 +97,12 @@ class FlatRows:
         if pairs:
             torch._foreach_copy_([view for view, _ in pairs], [gradient for _, gradient in pairs])
 
+    def add(self, row: int, gradients: Sequence[Tensor | None]) -> None:
+        """Add to the gradients of a task; None is zero."""
+        pairs = [(view, part) for view, part in zip(self.views[row], gradients, strict=True) if part is not None]
+        if pairs:
+            torch._foreach_add_([view for view, _ in pairs], [part.to(view.dtype) for view, part in pairs])
+
     def send(self, row: int) -> None:
         """Begin to average this row over the processes; does nothing with one process."""
         if self.world == 1:

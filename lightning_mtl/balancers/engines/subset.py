@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
-from lightning_mtl.balancers.engines.base import HeadPass, TaskGradients
-from lightning_mtl.balancers.engines.graph import TaskGraph, as_input, differentiate
+from lightning_mtl.balancers.engines.base import TaskGradients, seeds
+from lightning_mtl.balancers.engines.graph import TaskGraph, differentiate, filled, weighted_pass
 from lightning_mtl.balancers.engines.store import FlatStore
 from lightning_mtl.functional.gradients import tensor_hooks_off
 
@@ -16,8 +15,7 @@ from lightning_mtl.functional.gradients import tensor_hooks_off
 class SubsetGradients(TaskGradients):
     """Gradients whose Gramian looks at some parameters only.
 
-    The K passes end at these parameters; one further pass with the weighted sum covers the whole trunk. Both start at
-    the cut, so heads are passed once.
+    The K passes end at these parameters; one further pass with the weighted sum of the losses covers the whole trunk.
 
     Args:
         graph: The losses with what belongs to whom.
@@ -28,21 +26,20 @@ class SubsetGradients(TaskGradients):
 
     def __init__(self, graph: TaskGraph, compared: Sequence[Tensor], scale: Tensor | None, store: FlatStore) -> None:
         self.targets = graph.shared
+        self.heads = []
         self._graph = graph
-        self._passed = HeadPass(graph, scale)
-        self.heads = self._passed.heads
+        self._starts = seeds(graph, scale)
+        self._dropped: set[int] = set()
         self._rows = store.rows(len(graph.losses), compared)
-        with tensor_hooks_off(compared):
-            for task in range(len(graph.losses)):
-                reached = [
-                    (as_input(edge), row[task])
-                    for edge, row in zip(self._passed.edges, self._passed.gradients, strict=True)
-                    if row[task] is not None
-                ]
-                self._rows.write(
-                    task, differentiate([edge for edge, _ in reached], compared, [part for _, part in reached])
-                )
+        count = len(compared)
+        with tensor_hooks_off([*compared, *graph.own_leaves]):
+            for task, (loss, leaves) in enumerate(zip(graph.losses, graph.heads, strict=True)):
+                found: Sequence[Tensor | None] = [None] * count
+                if graph.roots[task] is not None:
+                    found = differentiate([loss], [*compared, *leaves], [self._starts[task]])
+                self._rows.write(task, found[:count])
                 self._rows.send(task)
+                self.heads.append(filled(found[count:], leaves))
 
     def gramian_share(self) -> Tensor:
         """Return this process's part of the Gramian."""
@@ -50,13 +47,14 @@ class SubsetGradients(TaskGradients):
 
     def combine(self, weights: Tensor) -> list[Tensor]:
         """Return the update of all shared parameters."""
-        return self._passed.trunk_pass(self._graph, weights)
+        scaled = [
+            None if task in self._dropped else weight * start  # zero times what is not finite would be NaN
+            for task, (weight, start) in enumerate(zip(weights.unbind(), self._starts, strict=True))
+        ]
+        return weighted_pass(self._graph, scaled, self.targets)
 
     def drop(self, tasks: Sequence[int]) -> None:
-        """Zero the gradients of these tasks."""
-        for row in self._passed.gradients:
-            for task in tasks:
-                part = row[task]
-                if part is not None:
-                    row[task] = torch.zeros_like(part)
+        """Leave these tasks out."""
+        self._dropped |= set(tasks)
+        self._rows.drop(tasks)
         self._drop_heads(tasks)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fnmatch
 from abc import ABCMeta, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,14 +16,16 @@ from typing_extensions import Unpack
 
 from lightning_mtl.balancers.base import Balancer, Recompute, is_distributed, put, take
 from lightning_mtl.balancers.engines import (
+    Accumulator,
     Engines,
     FeatureGradients,
     FlatStore,
-    HeadPass,
     SubsetGradients,
     TaskGradients,
     TaskGraph,
 )
+from lightning_mtl.balancers.engines.base import seeds
+from lightning_mtl.balancers.engines.graph import REENTRANT, weighted_pass
 from lightning_mtl.functional.gradients import (
     conflict_share,
     flat_tensors,
@@ -57,6 +60,8 @@ class GradientOptions(TypedDict, total=False):
             ``"bfloat16"``, which halves the memory and costs accuracy.
         on_nonfinite: What a task gradient with NaN or infinity does when no gradient scaler is at work: ``"raise"``
             (default) stops and names the task, ``"drop"`` leaves the task out of this step.
+        balance: What is balanced under gradient accumulation: every ``"micro_batch"`` for itself (default), or the
+            ``"accumulated"`` gradients of an optimizer step, which needs the Trainer and ``at="parameters"``.
     """
 
     tasks: Sequence[str] | None
@@ -67,6 +72,7 @@ class GradientOptions(TypedDict, total=False):
     engine: Literal["auto", "sequential", "batched", "mixed"]
     store_dtype: Literal["parameters", "bfloat16"]
     on_nonfinite: Literal["raise", "drop"]
+    balance: Literal["micro_batch", "accumulated"]
 
 
 _DEFAULTS: GradientOptions = {
@@ -78,6 +84,7 @@ _DEFAULTS: GradientOptions = {
     "engine": "auto",
     "store_dtype": "parameters",
     "on_nonfinite": "raise",
+    "balance": "micro_batch",
 }
 
 
@@ -146,6 +153,7 @@ class GradientBalancer(Balancer, metaclass=_BindsWhenBuilt):
         self.engine = given["engine"]
         self.store_dtype = given["store_dtype"]
         self.on_nonfinite = given["on_nonfinite"]
+        self.balance = given["balance"]
         for option, hint in get_type_hints(GradientOptions).items():
             choices = get_args(hint)
             if choices and all(isinstance(choice, str) for choice in choices) and given[option] not in choices:  # type: ignore[literal-required]
@@ -161,6 +169,12 @@ class GradientBalancer(Balancer, metaclass=_BindsWhenBuilt):
             )
         if self.at == "features" and self.parameters_compared != "all":
             raise ValueError(f'{name}: parameters={self.parameters_compared!r} has no meaning with at="features".')
+        if self.balance == "accumulated" and (
+            self.at == "features" or self.every_n_steps > 1 or self.parameters_compared != "all"
+        ):
+            raise ValueError(
+                f'{name}: balance="accumulated" goes with at="parameters", every_n_steps=1 and parameters="all" only.'
+            )
         self.last_gramian: Tensor | None = None
         """Gramian of the task gradients in the last step that computed it, detached; rows as in ``last_tasks``."""
         self.last_tasks: tuple[str, ...] = ()
@@ -170,6 +184,8 @@ class GradientBalancer(Balancer, metaclass=_BindsWhenBuilt):
         dtype = torch.bfloat16 if self.store_dtype == "bfloat16" else None
         self._engines = Engines(self.engine, dtype)
         self._subset_store = FlatStore(dtype)
+        self._accumulator = Accumulator(dtype)
+        self._loop = _Loop(None)
         self._reported = False
 
     # ------------------------------------------------------------------ state
@@ -187,6 +203,7 @@ class GradientBalancer(Balancer, metaclass=_BindsWhenBuilt):
         self.last_gramian, self.last_tasks = None, ()
         self._pending = None
         self._fresh = set()
+        self._accumulator.clear()
 
     def get_extra_state(self) -> dict[str, Any]:
         """Return what is no tensor."""
@@ -219,6 +236,7 @@ class GradientBalancer(Balancer, metaclass=_BindsWhenBuilt):
         super().attach(trainer)
         _keep_backward_repeatable()
         self.scaler = getattr(trainer.precision_plugin, "scaler", None)
+        self._loop = _Loop(trainer)
         if self.at == "parameters":
             from lightning.fabric.utilities.exceptions import MisconfigurationException
             from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
@@ -255,14 +273,17 @@ class GradientBalancer(Balancer, metaclass=_BindsWhenBuilt):
             self._check_reach(graph)
             if self.steps % self.every_n_steps and self._fresh.issuperset(names):
                 return self._reuse(graph, found, scale)
+            if self.balance == "accumulated":
+                return self._accumulate(graph, scale)
             gradients = self._differentiate(graph, found, scale)
-            return self._balance(graph, gradients, scale)
+            values = _values(graph.losses)
+            return self._balance(_Step(names, values, values, gradients, graph.heads, scale, scale))
 
     @abstractmethod
     def _update(
-        self, gradients: TaskGradients, gramian: Tensor, losses: Tensor, rows: list[int], scale: Tensor | None
+        self, gradients: TaskGradients, gramian: Tensor, losses: Tensor, rows: list[int], unit: Tensor | None
     ) -> tuple[Tensor, list[Tensor]]:
-        """Return the weights of the losses and the update at the gradients' targets (still times the loss scale)."""
+        """Return the weights of the losses and the update at the gradients' targets, in units of the gradients."""
 
     def _differentiate(self, graph: TaskGraph, features: list[Tensor], scale: Tensor | None) -> TaskGradients:
         if self.at == "features":
@@ -304,113 +325,122 @@ class GradientBalancer(Balancer, metaclass=_BindsWhenBuilt):
             chosen |= {id(names[label]): names[label] for label in matching}
         return list(chosen.values())
 
-    def _balance(self, graph: TaskGraph, gradients: TaskGradients, scale: Tensor | None) -> Tensor:
-        names = graph.names
-        values = torch.stack(
-            [loss.detach().to(torch.promote_types(loss.dtype, torch.float32)) for loss in graph.losses]
-        )
-        gram, means = self._exchange(gradients.gramian_share(), values)
-        if scale is not None:
-            gram = gram / scale.to(gram.dtype) ** 2
+    def _balance(self, step: _Step) -> Tensor:
+        """Find weights and update, and return the scalar that carries them."""
+        names, gradients = step.names, step.gradients
+        gram, means = self._exchange(gradients.gramian_share(), step.means)
+        if step.unit is not None:
+            gram = gram / step.unit.to(gram.dtype) ** 2
         self.last_gramian, self.last_tasks = gram, names
         rows = self._index(names)
-        finite = gram.diagonal().isfinite()
-        factor = None if scale is None else 1 / scale
         if not self._looks_at_once(gram.device):
-            return self._balance_later(graph, gradients, gram, means, values, rows, scale)
-        kept = list(range(len(names)))
+            return self._balance_on_device(step, gram, means, rows)
+        factor = None if step.scale is None else 1 / step.scale
+        finite = gram.diagonal().isfinite()
         good = finite.tolist()
-        if not all(good):
-            kept = [task for task in kept if good[task]]
-            bad = [task for task in range(len(names)) if not good[task]]
-            if scale is not None:  # an overflow: let the scaler see it and skip the step
-                kept, factor = [], torch.full_like(scale, torch.nan)
-            elif self.on_nonfinite == "raise":
-                raise NonFiniteGradientError(_nonfinite(type(self).__name__, [names[task] for task in bad], self.steps))
-            else:
-                gradients.drop(bad)
-        weights = torch.zeros_like(values)
-        if not kept:
-            update = gradients.combine(weights)
-            weights = torch.ones_like(values) if scale is not None else weights
-        elif len(kept) == len(names):
-            weights, update = self._update(gradients, gram, means, rows, scale)
-        else:
+        kept = [task for task, fine in enumerate(good) if fine]
+        if len(kept) == len(names):
+            weights, update = self._update(gradients, gram, means, rows, step.unit)
+            return self._finish(step, weights, update, factor)
+        if step.scale is not None:  # an overflow: let the scaler see it and skip the step
+            weights = torch.ones_like(means)
+            return self._finish(step, weights, gradients.combine(weights), torch.full_like(step.scale, torch.nan))
+        dropped = [task for task, fine in enumerate(good) if not fine]
+        if self.on_nonfinite == "raise":
+            raise NonFiniteGradientError(_nonfinite(type(self).__name__, [names[task] for task in dropped], self.steps))
+        gradients.drop(dropped)
+        weights = torch.zeros_like(means)
+        update = gradients.combine(weights)
+        if kept:
+            some = _Kept(gradients, kept, len(names))
             part, update = self._update(
-                _Kept(gradients, kept, len(names)),
-                gram[kept][:, kept],
-                means[kept],
-                [rows[task] for task in kept],
-                scale,
+                some, gram[kept][:, kept], means[kept], [rows[task] for task in kept], step.unit
             )
             weights[kept] = part.to(weights.dtype)
-            values = torch.where(finite, values, torch.zeros_like(values))
-        return self._finish(graph, gradients, weights, update, values, factor, None)
+        values = torch.where(finite, step.values, torch.zeros_like(step.values))
+        return self._finish(dataclasses.replace(step, values=values), weights, update, factor)
 
-    def _balance_later(
-        self,
-        graph: TaskGraph,
-        gradients: TaskGradients,
-        gram: Tensor,
-        means: Tensor,
-        values: Tensor,
-        rows: list[int],
-        scale: Tensor | None,
-    ) -> Tensor:
+    def _balance_on_device(self, step: _Step, gram: Tensor, means: Tensor, rows: list[int]) -> Tensor:
         """Balance without the host looking at the gradients: what is not finite is masked on the device."""
         finite = gram.diagonal().isfinite()
         fine = finite.all()
         before = {name: buffer.clone() for name, buffer in self.named_buffers()}
         safe = torch.where(fine, gram, torch.eye(len(gram), dtype=gram.dtype, device=gram.device))
-        weights, update = self._update(gradients, safe, torch.where(fine, means, torch.ones_like(means)), rows, scale)
+        losses = torch.where(fine, means, torch.ones_like(means))
+        weights, update = self._update(step.gradients, safe, losses, rows, step.unit)
         for name, buffer in self.named_buffers():
             if name in before and before[name].shape == buffer.shape:
                 buffer.copy_(torch.where(fine, buffer, before[name]))
-        if scale is None:
-            self._pending = (finite, graph.names, self.steps)
-            return self._finish(graph, gradients, weights, update, values, None, fine)
-        factor = torch.where(fine, 1 / scale, torch.full_like(scale, torch.nan))
-        return self._finish(graph, gradients, weights, update, values, factor, None)
+        if step.scale is not None:
+            factor = torch.where(fine, 1 / step.scale, torch.full_like(step.scale, torch.nan))
+            return self._finish(step, weights, update, factor)
+        self._pending = (finite, step.names, self.steps)
+        return self._finish(step, weights, update, None, fine)
 
     def _finish(
-        self,
-        graph: TaskGraph,
-        gradients: TaskGradients,
-        weights: Tensor,
-        update: list[Tensor],
-        values: Tensor,
-        factor: Tensor | None,
-        keep: Tensor | None,
+        self, step: _Step, weights: Tensor, update: list[Tensor], factor: Tensor | None, keep: Tensor | None = None
     ) -> Tensor:
-        self._remember_weights(graph.names, weights)
+        self._remember_weights(step.names, weights)
         if self.every_n_steps > 1:
-            put(self.reused_weights, self._index(graph.names), weights.detach().to(self.reused_weights.dtype))
-            self._fresh = set(graph.names)
-        leaves, grads = self._head_update(graph, gradients.heads, weights)
-        value = (weights.to(values.dtype) * values).sum()
-        return inject(value, [*gradients.targets, *leaves], [*update, *grads], factor, keep)
+            put(self.reused_weights, self._index(step.names), weights.detach())
+            self._fresh = set(step.names)
+        leaves, grads = self._head_update(step.leaves, step.gradients.heads, weights)
+        value = (weights.to(step.values.dtype) * step.values).sum()
+        return inject(value, [*step.gradients.targets, *leaves], [*update, *grads], factor, keep)
+
+    def _accumulate(self, graph: TaskGraph, scale: Tensor | None) -> Tensor:
+        """Add the gradients of a micro-batch; balance their sum in the last one before the optimizer's step."""
+        row_of = {name: row for row, name in enumerate(self.task_names)}
+        count, last = self._loop.window(type(self).__name__)
+        weighted = self.head_gradients == "weighted"
+        heads = self._accumulator.add(graph, scale, row_of, weighted)
+        values = _values(graph.losses)
+        if not last:
+            before = [self._weights.get(name, values.new_ones(())) for name in graph.names]
+            leaves, grads = self._head_update(graph.heads, heads, torch.ones_like(values))
+            if weighted:  # handed out with the weights that the last micro-batch finds
+                grads = [torch.zeros_like(gradient) for gradient in grads]
+            leaves, grads = [*leaves, graph.shared[0]], [*grads, torch.zeros_like(graph.shared[0])]
+            total = (torch.stack(before).to(values.dtype) * values).sum()
+            return inject(total, leaves, grads, None if scale is None else 1 / scale)
+        names, gradients, sums, leaves_of = self._accumulator.finish(row_of)
+        if not weighted:
+            mine = {name: (leaves, part) for name, leaves, part in zip(graph.names, graph.heads, heads, strict=True)}
+            leaves_of = [mine.get(name, ([], []))[0] for name in names]
+            gradients.heads = [mine.get(name, ([], []))[1] for name in names]
+        unit = values.new_full((), count) if scale is None else scale * count
+        means = sums / count
+        return self._balance(_Step(tuple(names), means, means, gradients, leaves_of, scale, unit))
 
     def _reuse(self, graph: TaskGraph, features: list[Tensor], scale: Tensor | None) -> Tensor:
         """Apply the weights of an earlier call: one pass of the shared part."""
         weights = take(self.reused_weights, self._index(graph.names))
         self._remember_weights(graph.names, weights)
         if self.at == "features":
-            gradients: TaskGradients = FeatureGradients(graph, features, scale)
-            targets, heads, update = gradients.targets, gradients.heads, gradients.combine(weights)
+            gradients = FeatureGradients(graph, features, scale)
+            targets, update = gradients.targets, gradients.combine(weights)
+            leaves, grads = self._head_update(graph.heads, gradients.heads, weights)
         else:
-            passed = HeadPass(graph, scale)
-            targets, heads, update = graph.shared, passed.heads, passed.trunk_pass(graph, weights)
-        leaves, grads = self._head_update(graph, heads, weights)
-        values = torch.stack([loss.detach().to(weights.dtype) for loss in graph.losses])
+            targets, leaves = graph.shared, graph.own_leaves
+            starts = seeds(graph, scale)
+            weighted = [weight * start for weight, start in zip(weights.unbind(), starts, strict=True)]
+            if self.head_gradients == "weighted":
+                found = weighted_pass(graph, weighted, [*targets, *leaves])
+                update, grads = found[: len(targets)], found[len(targets) :]
+            else:
+                update, grads = weighted_pass(graph, weighted, targets), weighted_pass(graph, starts, leaves)
+        values = _values(graph.losses)
         factor = None if scale is None else 1 / scale
-        return inject((weights * values).sum(), [*targets, *leaves], [*update, *grads], factor)
+        total = (weights.to(values.dtype) * values).sum()
+        return inject(total, [*targets, *leaves], [*update, *grads], factor)
 
     def _head_update(
-        self, graph: TaskGraph, heads: list[list[Tensor]], weights: Tensor
+        self, leaves_of: list[list[Tensor]], heads: list[list[Tensor]], weights: Tensor
     ) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the tasks' own leaves, each once, and what they receive."""
         leaves: dict[int, Tensor] = {}
         sums: dict[int, Tensor] = {}
-        for task_leaves, gradients, weight in zip(graph.heads, heads, weights.unbind(), strict=True):
+        for task_leaves, gradients, weight in zip(leaves_of, heads, weights.unbind(), strict=True):
             if self.head_gradients == "weighted" and gradients:
                 gradients = list(torch._foreach_mul(gradients, weight))
             for leaf, gradient in zip(task_leaves, gradients, strict=True):
@@ -452,8 +482,16 @@ class GradientBalancer(Balancer, metaclass=_BindsWhenBuilt):
             )
 
     def _check_reach(self, graph: TaskGraph) -> None:
+        if graph.around:
+            names = [repr(graph.names[task]) for task in sorted(graph.around)]
+            raise ValueError(
+                f"{type(self).__name__}: the loss of {', '.join(names)} reaches shared parameters by a way around the "
+                "features; give all features that heads read, or leave those parameters out of shared."
+            )
         for task, name in enumerate(graph.names):
             if not graph.reaches_shared(task) and float(graph.losses[task].detach()) != 0.0:
+                if graph.reentrant:
+                    raise RuntimeError(REENTRANT)
                 what = "the features" if self.at == "features" else "any shared parameter"
                 raise ValueError(
                     f"{type(self).__name__}: the loss of task {name!r} does not depend on {what}; pass what its head "
@@ -529,7 +567,7 @@ class GradientWeighting(GradientBalancer):
     the size of the network.
     """
 
-    weight_degree: ClassVar[int | None] = 0
+    weight_degree: float | None = 0
     """How the weights react to all gradients times c: 0 not at all, -1 as ``1/c``; None if by no power of c."""
 
     @abstractmethod
@@ -550,7 +588,7 @@ class GradientWeighting(GradientBalancer):
         """
 
     def _update(
-        self, gradients: TaskGradients, gramian: Tensor, losses: Tensor, rows: list[int], scale: Tensor | None
+        self, gradients: TaskGradients, gramian: Tensor, losses: Tensor, rows: list[int], unit: Tensor | None
     ) -> tuple[Tensor, list[Tensor]]:
         weights = self.compute_weights(gramian, losses, rows).detach().to(gramian.dtype)
         return weights, gradients.combine(weights)
@@ -595,15 +633,62 @@ class GradientAggregation(GradientBalancer):
         """
 
     def _update(
-        self, gradients: TaskGradients, gramian: Tensor, losses: Tensor, rows: list[int], scale: Tensor | None
+        self, gradients: TaskGradients, gramian: Tensor, losses: Tensor, rows: list[int], unit: Tensor | None
     ) -> tuple[Tensor, list[Tensor]]:
         matrix = gradients.matrix()
-        if scale is not None:
-            matrix = matrix / scale.to(matrix.dtype)
-        vector = self.aggregate(matrix, losses, rows)
-        if scale is not None:
-            vector = vector * scale.to(vector.dtype)
+        if unit is not None:
+            matrix = matrix / unit.to(matrix.dtype)
+        vector = self.aggregate(matrix, losses, rows).detach()
+        if unit is not None:
+            vector = vector * unit.to(vector.dtype)
         return torch.ones_like(losses), gradients.split(vector)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Step:
+    """What a step has before weights are found."""
+
+    names: tuple[str, ...]
+    values: Tensor
+    """Losses of which the returned scalar's value is the weighted sum."""
+    means: Tensor
+    """Losses that the method sees, still those of this process."""
+    gradients: TaskGradients
+    leaves: list[list[Tensor]]
+    """Each task's own leaves."""
+    scale: Tensor | None
+    """Loss scale of the gradients."""
+    unit: Tensor | None
+    """What the gradients must be divided by to be those of the mean losses; None is one."""
+
+
+class _Loop:
+    """The Trainer's place in its accumulation window; never copied or saved with a model."""
+
+    def __init__(self, trainer: Trainer | None) -> None:
+        self._trainer = trainer
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Loop:
+        return _Loop(None)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_trainer": None}
+
+    def window(self, owner: str) -> tuple[int, bool]:
+        """Return the number of micro-batches of an optimizer step, and whether this is the last."""
+        if self._trainer is None:
+            raise ValueError(
+                f'{owner}: balance="accumulated" needs to know when the optimizer steps; call '
+                "balancer.attach(trainer), or sum the losses of the micro-batches yourself."
+            )
+        loop = self._trainer.fit_loop.epoch_loop
+        return self._trainer.accumulate_grad_batches, not loop._should_accumulate()
+
+
+def _values(losses: Sequence[Tensor]) -> Tensor:
+    """Return the values of the losses, at least float32."""
+    stacked = torch.stack([loss.detach() for loss in losses])
+    return stacked.to(torch.promote_types(stacked.dtype, torch.float32))
 
 
 class _Kept(TaskGradients):
