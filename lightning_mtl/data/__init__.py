@@ -19,6 +19,7 @@ from lightning_mtl.data.polynomial import PolynomialRegressionDataModule, Quadra
 from lightning_mtl.data.samplers import SampleIndex, SeededSampler, sample_generator
 from lightning_mtl.data.sequence import ModularArithmeticDataModule
 from lightning_mtl.data.synthetic import SyntheticScenes, SyntheticScenesDataModule
+from lightning_mtl.data.two_glyph import TwoGlyphDataModule
 
 __all__ = [
     "Compose",
@@ -45,6 +46,7 @@ __all__ = [
     "SeededSampler",
     "SyntheticScenes",
     "SyntheticScenesDataModule",
+    "TwoGlyphDataModule",
     "quadratic_error",
     "sample_generator",
 ]

@@ -21,6 +21,7 @@ from lightning_mtl.data import (
     RandomScaleCrop,
     Resize,
     SyntheticScenesDataModule,
+    TwoGlyphDataModule,
 )
 from tests.data.trees import SIZE, write_mnist, write_mtan_tree, write_png_tree
 
@@ -70,6 +71,10 @@ def _multi_mnist(**options: Any) -> MultiMNISTDataModule:
     return MultiMNISTDataModule(num_train=70, num_val=12, num_test=9, **options)
 
 
+def _two_glyph(**options: Any) -> TwoGlyphDataModule:
+    return TwoGlyphDataModule(num_train=25, num_val=8, num_test=6, **options)
+
+
 DIGITS = {"left": ((), torch.int64), "right": ((), torch.int64)}
 
 CASES = [
@@ -78,6 +83,7 @@ CASES = [
     Case("nyuv2-png-resized", _nyuv2_resized, write_png_tree, (3, 18, 20), dense(18, 20)),
     Case("nyuv2-mtan", _nyuv2, write_mtan_tree, (3, *SIZE), dense(*SIZE)),
     Case("multi-mnist", _multi_mnist, write_mnist, (1, 36, 36), DIGITS),
+    Case("two-glyph", _two_glyph, None, (1, 16, 16), DIGITS),
 ]
 
 TRANSFORMS: dict[str, JointTransform] = {
