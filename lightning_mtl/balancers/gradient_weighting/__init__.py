@@ -25,6 +25,7 @@ from lightning_mtl.balancers.gradient_weighting.imtl import (
     IMTLG,
 )
 from lightning_mtl.balancers.gradient_weighting.krum import Krum
+from lightning_mtl.balancers.gradient_weighting.linear_scalarization import LinearScalarization
 from lightning_mtl.balancers.gradient_weighting.mgda import MGDA
 from lightning_mtl.balancers.gradient_weighting.moco import MoCo
 from lightning_mtl.balancers.gradient_weighting.modo import MoDo
@@ -59,6 +60,7 @@ __all__ = [
     "GradientOptions",
     "GradientWeighting",
     "Krum",
+    "LinearScalarization",
     "MatrixWeighting",
     "MoCo",
     "MoDo",
