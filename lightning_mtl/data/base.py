@@ -198,8 +198,18 @@ class MultiTaskDataModule(LightningDataModule, ABC):
         """
         if split not in self.datasets:
             raise RuntimeError(f"{type(self).__name__}: split '{split}' is not set up; call setup() first.")
-        dataset = self.datasets[split]
-        train = split == "train"
+        return self.loader_over(self.datasets[split], train=split == "train")
+
+    def loader_over(self, dataset: Dataset[Sample], train: bool) -> ResumableDataLoader:
+        """Return a loader over a data set of samples, in the form of this module's loaders.
+
+        Args:
+            dataset: A map-style data set of ``(inputs, targets)``.
+            train: Whether it is shuffled, and padded to the same length on all processes.
+
+        Raises:
+            ValueError: If there are fewer training samples than make a batch.
+        """
         shards = (None if self.trainer is None else self.trainer.distributed_sampler_kwargs) or {}
         sampler = SeededSampler(cast(Sized, dataset), seed=self.seed, shuffle=train, pad=train, **shards)
         if train and self.drop_last and len(sampler) < self.batch_size:

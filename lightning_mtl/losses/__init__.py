@@ -3,6 +3,8 @@
 from lightning_mtl.losses.base import LabelledLoss
 from lightning_mtl.losses.classification import CORAL, CORN, BinaryCrossEntropy, CrossEntropy
 from lightning_mtl.losses.dense import BalancedBCE, BerHu, CosineDistance, SILog
+from lightning_mtl.losses.distillation import DistillationKL, LogitMatching
+from lightning_mtl.losses.language import LogPartitionPenalty, log_partition_penalty
 from lightning_mtl.losses.regression import AbsoluteError, Huber, SquaredError
 
 __all__ = [
@@ -14,8 +16,12 @@ __all__ = [
     "BinaryCrossEntropy",
     "CosineDistance",
     "CrossEntropy",
+    "DistillationKL",
     "Huber",
     "LabelledLoss",
+    "LogPartitionPenalty",
+    "LogitMatching",
     "SILog",
     "SquaredError",
+    "log_partition_penalty",
 ]

@@ -7,6 +7,7 @@ from lightning_mtl.metrics.classification import (
     LabelledMultilabelF1,
     MeanAUROC,
 )
+from lightning_mtl.metrics.continual import average_accuracy, backward_transfer, forgetting, forward_transfer
 from lightning_mtl.metrics.depth import DepthAbsError, DepthRelError, DepthRMSE, DepthWithin
 from lightning_mtl.metrics.f_measure import ODSF, MaxF
 from lightning_mtl.metrics.normals import MeanAngle, MedianAngle, WithinAngle
@@ -33,4 +34,8 @@ __all__ = [
     "MedianAngle",
     "TaskMetrics",
     "WithinAngle",
+    "average_accuracy",
+    "backward_transfer",
+    "forgetting",
+    "forward_transfer",
 ]
