@@ -34,8 +34,10 @@ from lightning_mtl.functional.kernels import (
     kernel_target_alignment,
 )
 from lightning_mtl.functional.matrix import graddrop, graddrop_features, trimmed_mean
+from lightning_mtl.functional.parameter_groups import IndependentAdamW, independent_weight_decay, mup_simple_groups
 
 __all__ = [
+    "IndependentAdamW",
     "aligned_mtl",
     "cagrad",
     "center_kernel",
@@ -50,6 +52,7 @@ __all__ = [
     "graddrop_features",
     "gradvac",
     "imtl_g",
+    "independent_weight_decay",
     "kernel_alignment",
     "kernel_difficulty",
     "kernel_distance",
@@ -59,6 +62,7 @@ __all__ = [
     "mgda",
     "min_norm_point",
     "modo",
+    "mup_simple_groups",
     "nash_mtl",
     "nonnegative_quadratic_program",
     "pcd",

@@ -14,7 +14,9 @@ from lightning_mtl.nn.heads import (
     UNetHead,
 )
 from lightning_mtl.nn.output_scale import CenteredOutputScale, scaled_lr
+from lightning_mtl.nn.qk_norm import QKNormLinear, QKNormMultiheadAttention, add_qk_norm
 from lightning_mtl.nn.spec import FeatureSpec
+from lightning_mtl.nn.tiny_decoder import TinyDecoder
 
 __all__ = [
     "CenteredOutputScale",
@@ -26,9 +28,13 @@ __all__ = [
     "MLPEncoder",
     "MLPHead",
     "PooledHead",
+    "QKNormLinear",
+    "QKNormMultiheadAttention",
     "QuadraticNetwork",
     "SmpEncoder",
     "TimmEncoder",
+    "TinyDecoder",
     "UNetHead",
+    "add_qk_norm",
     "scaled_lr",
 ]
