@@ -72,7 +72,7 @@ def kernel_distance(kernel: Tensor, reference: Tensor) -> Tensor:
         loss landscape geometry and the time evolution of the Neural Tangent Kernel*. NeurIPS 2020.
         https://arxiv.org/abs/2010.15110
     """
-    return 1 - kernel_alignment(kernel, reference)
+    return (1 - kernel_alignment(kernel, reference)).clamp(min=0)  # rounding may exceed a cosine of 1
 
 
 def target_kernel(targets: Tensor) -> Tensor:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from lightning.pytorch.callbacks import Callback
 
-from lightning_mtl.callbacks import PredictionPanels, ResultsTable
+from lightning_mtl.callbacks import GradientConflict, GrokkingDetector, PredictionPanels, ResultsTable
+from tests.callbacks.scenes import make_loader
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,18 @@ class Case:
     build: Callable[[], Callback]
 
 
+def _grokking_detector() -> GrokkingDetector:
+    # a run of the contract test is shorter than log_every_n_steps, so that only validation metrics are logged
+    images = next(iter(make_loader(batch_size=8)))
+    return GrokkingDetector("val/{task}/loss", kernel=True, kernel_batch=images, kernel_every_n_checks=1)
+
+
 WATCHERS = [
+    Case("gradient_conflict", lambda: GradientConflict(every_n_steps=2)),
+    Case("grokking", _grokking_detector),
     Case("results_table", lambda: ResultsTable(show=False)),
     Case("prediction_panels", lambda: PredictionPanels(num_samples=4)),
 ]
+
+# GrokkingReport and GrokkingTimes are what GrokkingDetector returns; tested in test_grokking.py.
+# SharpnessMonitor needs a balancer that perturbs; tested in test_sharpness.py.

@@ -377,7 +377,9 @@ class GrokkingDetector(Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draw the figure."""
         self._flush(trainer)
-        if not any(curves.steps for curves in self._curves.values()):
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        if not self._checks:
             rank_zero_warn(
                 f"GrokkingDetector: training ended after {steps_done(trainer, pl_module)} steps without a validation; "
                 "lower val_check_interval or check_val_every_n_epoch."
@@ -389,7 +391,7 @@ class GrokkingDetector(Callback):
                     f"GrokkingDetector: train_metric {self.train_metric.format(task=task)!r} was never logged; log it "
                     "at least once between validations, for example with a lower log_every_n_steps."
                 )
-        if self.figure and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if self.figure:
             times = {task: self._detect(curves) for task, curves in self._curves.items()}
             publish_figure(trainer, "grokking", draw(self._curves, times, (self.train_metric, self.val_metric)))
 

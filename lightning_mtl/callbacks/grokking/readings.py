@@ -29,16 +29,14 @@ class MetricPair:
 
     def first_train(self, trainer: pl.Trainer, curves: Mapping[str, Curves]) -> None:
         """Take the first finite value of the training metrics as reference."""
-        self._keep_reference(trainer, curves, self.train, "train_reference", once=True)
+        self._keep_reference(trainer, curves, self.train, "train_reference")
 
     def untrained_val(self, trainer: pl.Trainer, curves: Mapping[str, Curves]) -> None:
-        """Take the validation metrics of a sanity check as reference."""
-        self._keep_reference(trainer, curves, self.val, "val_reference", once=False)
+        """Take the validation metrics of a sanity check as reference, unless there is one."""
+        self._keep_reference(trainer, curves, self.val, "val_reference")
 
-    def _keep_reference(
-        self, trainer: pl.Trainer, curves: Mapping[str, Curves], metric: str, name: str, once: bool
-    ) -> None:
-        missing = {task: found for task, found in curves.items() if not once or math.isnan(getattr(found, name))}
+    def _keep_reference(self, trainer: pl.Trainer, curves: Mapping[str, Curves], metric: str, name: str) -> None:
+        missing = {task: found for task, found in curves.items() if math.isnan(getattr(found, name))}
         available = trainer.callback_metrics if missing else {}
         for task, found in missing.items():
             value = number(available.get(metric.format(task=task)))

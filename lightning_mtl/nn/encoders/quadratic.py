@@ -72,11 +72,12 @@ class QuadraticNetwork(nn.Module, Recorded):
             self.readout = nn.Parameter(torch.randn(out_features, hidden) / hidden**0.5)
         else:
             signs = torch.ones(1, hidden) if out_features == 1 else torch.randn(out_features, hidden).sign()
-            self.register_buffer("readout", signs / hidden)
+            self.register_buffer("readout", signs)
+        self.divisor = 1 if train_readout else hidden
         self.feature_spec = FeatureSpec("vector", (out_features,))
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return the outputs ``(B, out_features)`` of a batch."""
         hidden = inputs.flatten(1) @ self.weight.T
         active = hidden * (self.linear + 0.5 * self.quadratic * hidden)
-        return active @ self.readout.T
+        return active @ self.readout.T / self.divisor
