@@ -1,5 +1,6 @@
 """Callbacks: they watch or steer a run at the Trainer's hooks."""
 
+from lightning_mtl.callbacks.gradient_conflict import GradientConflict
 from lightning_mtl.callbacks.grokking import GrokkingDetector, GrokkingReport, GrokkingTimes, detect_grokking
 from lightning_mtl.callbacks.instability import InstabilityError, InstabilityMonitor, InstabilityWarning
 from lightning_mtl.callbacks.prediction_panels import PredictionPanels
@@ -7,6 +8,7 @@ from lightning_mtl.callbacks.results_table import ResultsTable
 from lightning_mtl.callbacks.sharpness import SharpnessMonitor
 
 __all__ = [
+    "GradientConflict",
     "GrokkingDetector",
     "GrokkingReport",
     "GrokkingTimes",

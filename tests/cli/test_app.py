@@ -16,7 +16,6 @@ from lightning_mtl.cli import main
 from lightning_mtl.cli.errors import concise
 
 # what Lightning calls of jsonargparse is deprecated there, one name after the other
-pytestmark = pytest.mark.filterwarnings(r"ignore:(?s).*deprecated in v4\.:DeprecationWarning")
 
 CONFIG: dict[str, Any] = {
     "model": {
