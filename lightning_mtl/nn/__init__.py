@@ -3,7 +3,7 @@
 timm and segmentation_models_pytorch are imported by the constructors that need them, not here.
 """
 
-from lightning_mtl.nn.encoders import MLPEncoder, QuadraticNetwork, SmpEncoder, TimmEncoder
+from lightning_mtl.nn.encoders import LeNetEncoder, MLPEncoder, QuadraticNetwork, SmpEncoder, TimmEncoder
 from lightning_mtl.nn.heads import (
     ConvHead,
     DeepLabV3PlusHead,
@@ -24,6 +24,7 @@ __all__ = [
     "DeepLabV3PlusHead",
     "FPNHead",
     "FeatureSpec",
+    "LeNetEncoder",
     "LinearHead",
     "MLPEncoder",
     "MLPHead",

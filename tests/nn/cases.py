@@ -13,6 +13,7 @@ from lightning_mtl.nn import (
     DeepLabV3PlusHead,
     FeatureSpec,
     FPNHead,
+    LeNetEncoder,
     LinearHead,
     MLPEncoder,
     MLPHead,
@@ -33,6 +34,7 @@ class EncoderCase:
 
 
 ENCODERS = [
+    EncoderCase("lenet", lambda: LeNetEncoder(image_size=16, channels=(4, 6), kernel_size=3, width=8), (1, 16, 16)),
     EncoderCase("mlp", lambda: MLPEncoder(12, [16, 8]), (12,)),
     EncoderCase("resnet18-pooled", lambda: TimmEncoder("resnet18")),
     EncoderCase("resnet18-maps", lambda: TimmEncoder("resnet18", "maps")),

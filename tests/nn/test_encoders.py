@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lightning_mtl.nn import MLPEncoder, SmpEncoder, TimmEncoder
+from lightning_mtl.nn import LeNetEncoder, MLPEncoder, SmpEncoder, TimmEncoder
 
 
 def test_unknown_timm_model_names_close_matches() -> None:
@@ -106,3 +106,18 @@ def test_dropout_of_mlp_encoder_acts_in_training_only() -> None:
     assert not torch.equal(encoder(inputs), encoder(inputs))
     encoder.eval()
     assert torch.equal(encoder(inputs), encoder(inputs))
+
+
+def test_lenet_has_the_shared_layers_of_the_digit_pairs_network() -> None:
+    shapes = [tuple(p.shape) for p in LeNetEncoder().parameters() if p.ndim > 1]
+    assert shapes == [(10, 1, 5, 5), (20, 10, 5, 5), (50, 720)]
+
+
+def test_lenet_refuses_images_that_its_layers_use_up() -> None:
+    with pytest.raises(ValueError, match=r"image_size must leave at least one pixel after 2 convolutions .* got 12"):
+        LeNetEncoder(image_size=12)
+
+
+def test_lenet_without_channels_raises() -> None:
+    with pytest.raises(ValueError, match=r"channels not empty, got .* channels=\[\]"):
+        LeNetEncoder(channels=())

@@ -1,11 +1,13 @@
 """Encoders: ``forward(inputs) -> features``, described by their ``feature_spec``."""
 
+from lightning_mtl.nn.encoders.lenet import LeNetEncoder
 from lightning_mtl.nn.encoders.mlp import MLPEncoder
 from lightning_mtl.nn.encoders.quadratic import QuadraticNetwork
 from lightning_mtl.nn.encoders.smp_encoder import SmpEncoder
 from lightning_mtl.nn.encoders.timm_encoder import TimmEncoder
 
 __all__ = [
+    "LeNetEncoder",
     "MLPEncoder",
     "QuadraticNetwork",
     "SmpEncoder",
