@@ -10,23 +10,51 @@ from torch import Tensor, nn
 
 from lightning_mtl.balancers import (
     COSMOS,
+    CRMOGM,
+    DBMTL,
     DWA,
+    EPO,
     FAMO,
+    IMTL,
+    IMTLG,
     IMTLL,
+    MGDA,
     PBI,
+    PCD,
+    PMTL,
+    AlignedMTL,
     Balancer,
+    CAGrad,
+    ConFIG,
+    DualProj,
+    EncodecBalancer,
     EqualWeighting,
+    ExcessMTL,
+    FairGrad,
     FixedWeighting,
     GeometricLoss,
+    GradDrop,
+    GradientOptions,
     GradNorm,
+    GradVac,
     InitialLossNormalization,
+    Krum,
+    LinearScalarization,
     LogSmoothTchebycheff,
     LogTransform,
     LossSchedule,
+    MoCo,
+    MoDo,
+    NashMTL,
+    NonFiniteGradientError,
+    PCGrad,
     RandomLossWeighting,
     ScheduledWeighting,
+    SDMGrad,
     SmoothTchebycheff,
+    TrimmedMean,
     UncertaintyWeighting,
+    UPGrad,
 )
 
 
@@ -47,6 +75,12 @@ class BalancerCase:
     """Whether the order in which the tasks are bound is without effect."""
     signed: bool = False
     """Whether weights may be negative."""
+    combines: bool = True
+    """Whether the update is the weighted sum of the gradients."""
+    fewest: int = 1
+    """Smallest number of tasks."""
+    refuses: type[Exception] | None = None
+    """What a gradient that is no number raises; None if training goes on."""
 
 
 def spread(tasks: Sequence[str], first: float = 0.5, step: float = 0.25) -> dict[str, float]:
@@ -92,7 +126,99 @@ LOSS_WEIGHTING = [
     BalancerCase("pbi", lambda t: PBI(spread(t)), signed=True),
 ]
 
-CASES = LOSS_WEIGHTING
+RAYS = [(1.0, 0.1, 0.0), (0.5, 0.5, 0.5), (0.1, 1.0, 0.2)]
+
+
+def rays(tasks: Sequence[str]) -> list[dict[str, float]]:
+    """Give every region one number a task, whatever the order of the names."""
+    return [{name: ray[sorted(tasks).index(name)] for name in tasks} for ray in RAYS]
+
+
+def gradient_case(
+    id: str,
+    build: Callable[[GradientOptions], Balancer],
+    unbound: Callable[[], Balancer] | None = None,
+    total: Callable[[int], float] | None = None,
+    permutable: bool = True,
+    signed: bool = False,
+    combines: bool = True,
+    fewest: int = 1,
+) -> BalancerCase:
+    return BalancerCase(
+        id,
+        lambda tasks: build(GradientOptions(tasks=tasks)),
+        unbound,
+        total,
+        permutable,
+        signed,
+        combines,
+        fewest,
+        NonFiniteGradientError,
+    )
+
+
+def one(tasks: int) -> float:
+    return 1.0
+
+
+GRADIENT_WEIGHTING = [
+    gradient_case("mgda", lambda o: MGDA(**o), MGDA, one),
+    gradient_case("mgda-l2", lambda o: MGDA("l2", **o)),
+    gradient_case("mgda-loss", lambda o: MGDA("loss", **o)),
+    gradient_case("mgda-loss+", lambda o: MGDA("loss+", **o)),
+    gradient_case("pcgrad", lambda o: PCGrad(**o), PCGrad, permutable=False),
+    gradient_case("gradvac", lambda o: GradVac(0.3, **o), lambda: GradVac(0.3), permutable=False),
+    gradient_case("cagrad", lambda o: CAGrad(**o), CAGrad),
+    gradient_case("cagrad-rescaled", lambda o: CAGrad(1.0, rescale=1, **o)),
+    gradient_case("imtl-g", lambda o: IMTLG(**o), IMTLG, one, signed=True),
+    gradient_case("imtl", lambda o: IMTL(**o), signed=True),
+    gradient_case("nash", lambda o: NashMTL(**o), NashMTL),
+    gradient_case("nash-unbounded", lambda o: NashMTL(None, **o)),
+    gradient_case("nash-every-two", lambda o: NashMTL(every_n_steps=2, **o), lambda: NashMTL(every_n_steps=2)),
+    gradient_case("fairgrad", lambda o: FairGrad(**o), FairGrad),
+    gradient_case("fairgrad-2", lambda o: FairGrad(2.0, **o)),
+    gradient_case("aligned", lambda o: AlignedMTL(**o), AlignedMTL, signed=True),
+    gradient_case("aligned-rmse", lambda o: AlignedMTL("rmse", spread(o["tasks"]), **o), signed=True),
+    gradient_case("upgrad", lambda o: UPGrad(**o), UPGrad),
+    gradient_case("upgrad-preference", lambda o: UPGrad(spread(o["tasks"]), **o)),
+    gradient_case("dualproj", lambda o: DualProj(**o), DualProj),
+    gradient_case("dualproj-preference", lambda o: DualProj(spread(o["tasks"]), **o)),
+    gradient_case("config", lambda o: ConFIG(**o), ConFIG, signed=True),
+    gradient_case("config-preference", lambda o: ConFIG(spread(o["tasks"]), **o), signed=True),
+    gradient_case("linear", lambda o: LinearScalarization(**o), LinearScalarization, one),
+    gradient_case("krum", lambda o: Krum(0, 2, **o), lambda: Krum(0, 2), one, fewest=3),
+    gradient_case("epo", lambda o: EPO(**o), EPO, float),
+    gradient_case("epo-relaxed", lambda o: EPO(spread(o["tasks"]), relax=True, **o), None, float),
+    gradient_case("pmtl", lambda o: PMTL(rays(o["tasks"]), 1, **o), signed=True),
+    gradient_case("pmtl-direct", lambda o: PMTL(rays(o["tasks"]), 0, initial_epochs=0, **o), signed=True),
+    gradient_case("pcd", lambda o: PCD("a", tau=0.1, beta=0.5, **o), lambda: PCD("a", tau=0.1, beta=0.5)),
+    gradient_case("cr-mogm", lambda o: CRMOGM(MGDA(), 0.5, **o), lambda: CRMOGM(MGDA(), 0.5), one),
+    gradient_case("cr-mogm-gradvac", lambda o: CRMOGM(GradVac(0.3, seed=4), **o), permutable=False),
+    gradient_case(
+        "encodec",
+        lambda o: EncodecBalancer(ema_decay=0.9, at="parameters", **o),
+        lambda: EncodecBalancer(ema_decay=0.9, at="parameters"),
+    ),
+    gradient_case("encodec-shares", lambda o: EncodecBalancer(spread(o["tasks"]), 2.0, at="parameters", **o)),
+    gradient_case("modo", lambda o: MoDo(**o), MoDo, one),
+    gradient_case("sdmgrad", lambda o: SDMGrad(**o), SDMGrad, one),
+    gradient_case("sdmgrad-preference", lambda o: SDMGrad(0.5, spread(o["tasks"]), n_iter=3, **o)),
+    gradient_case("excess", lambda o: ExcessMTL(0.3, **o), lambda: ExcessMTL(0.3), one),
+    gradient_case("excess-warmup", lambda o: ExcessMTL(0.3, warmup_steps=3, **o), None, one),
+    gradient_case("moco", lambda o: MoCo(**o), MoCo, float, combines=False),
+    gradient_case(
+        "moco-authors", lambda o: MoCo(normalization="loss", projection="softmax", rho=0.1, **o), combines=False
+    ),
+    gradient_case("db-mtl", lambda o: DBMTL(**o), DBMTL, combines=False),
+    gradient_case("db-mtl-decay", lambda o: DBMTL(0.5, beta_decay=0.5, **o), combines=False),
+    gradient_case("graddrop", lambda o: GradDrop(**o), GradDrop, float, combines=False),
+    gradient_case("graddrop-leak", lambda o: GradDrop(spread(o["tasks"], 0.1, 0.2), seed=3, **o), combines=False),
+    gradient_case(
+        "trimmed-mean", lambda o: TrimmedMean(1, **o), lambda: TrimmedMean(1), float, combines=False, fewest=3
+    ),
+]
+
+CASES = LOSS_WEIGHTING + GRADIENT_WEIGHTING
 
 TASKS = ("a", "b", "c")
 

@@ -48,7 +48,7 @@ def assert_same_weights(left: list[dict[str, Tensor]], right: list[dict[str, Ten
             torch.testing.assert_close(weight, other[name], **tolerance)
 
 
-@every
+@those_with(lambda case: case.fewest == 1)
 @pytest.mark.parametrize("value", [1.0, 1e-10, 1e10])
 def test_one_task_gives_a_positive_multiple_of_the_plain_gradient(case: BalancerCase, value: float) -> None:
     balancer = case.build(["a"])
@@ -143,6 +143,8 @@ def test_weights_carry_no_gradient_unless_learned(case: BalancerCase) -> None:
     assert bool(learned) == balancer.learns_parameters
     total.backward()
     assert all(parameter.grad is not None and (parameter.grad != 0).any() for parameter in learned)
+    if not case.combines:
+        return
     # with the weights held, the scalar is linear in the losses: its gradient is the weighted sum of theirs
     losses, twin = linear_losses({"a": 1.0, "b": 2.0, "c": 0.5})
     weighted = sum(balancer.weights[name] * loss for name, loss in losses.items())
@@ -205,18 +207,20 @@ def test_reset_makes_it_as_new(case: BalancerCase) -> None:
 
 @every
 def test_an_absent_task_keeps_its_state(case: BalancerCase) -> None:
-    balancer = case.build(TASKS)
-    train(balancer, Toy(), toy_batches(4))
+    balancer, model = case.build(TASKS), Toy()
+    batches = toy_batches(5)
+    train(balancer, model, batches[:4])
     before = {key: value.clone() for key, value in tensors_of(balancer).items()}
-    losses, leaf = linear_losses({"a": 1.0, "c": 3.0})
-    total = balancer(losses, shared=[leaf])
+    losses = model.mean_losses(*batches[4], ["a", "c"])
+    total = balancer(losses, shared=model.encoder.parameters())
     assert set(balancer.weights) == {"a", "c"}
-    grads = torch.autograd.grad(total, [leaf, *balancer.parameters()])
-    assert all(grad[1] == 0 for grad in grads[1:])
+    parameters = list(balancer.parameters())
+    assert all(grad[1] == 0 for grad in (torch.autograd.grad(total, parameters) if parameters else ()))
     if balancer.needs_losses_after_step:
         balancer.after_step({"a": torch.tensor(0.9), "c": torch.tensor(1.0)})
     for key, value in tensors_of(balancer).items():
-        assert torch.equal(value[..., 1], before[key][..., 1]), key
+        for axis in (axis for axis, size in enumerate(value.shape) if size == len(TASKS)):
+            assert torch.equal(value.select(axis, 1), before[key].select(axis, 1)), key
 
 
 @every
@@ -231,6 +235,10 @@ def test_trains_when_a_task_comes_and_goes(case: BalancerCase) -> None:
 def test_a_loss_that_is_no_number_leaves_the_state_finite(case: BalancerCase, bad: float) -> None:
     balancer = case.build(TASKS)
     for values in ({"a": bad, "b": 1.0, "c": 2.0}, {"a": 1.0, "b": 2.0, "c": 1.0}):
+        if case.refuses is not None and values["a"] != 1.0:
+            with pytest.raises(case.refuses, match="gradient of 'a' is not finite"):
+                call(balancer, values)
+            continue
         total, _ = call(balancer, values)
         assert total.isfinite() == (values["a"] == 1.0)
         if balancer.needs_losses_after_step:

@@ -415,7 +415,6 @@ class GradientBalancer(Balancer, metaclass=_BindsWhenBuilt):
     def _reuse(self, graph: TaskGraph, features: list[Tensor], scale: Tensor | None) -> Tensor:
         """Apply the weights of an earlier call: one pass of the shared part."""
         weights = take(self.reused_weights, self._index(graph.names))
-        self._remember_weights(graph.names, weights)
         if self.at == "features":
             gradients = FeatureGradients(graph, features, scale)
             targets, update = gradients.targets, gradients.combine(weights)
@@ -429,10 +428,19 @@ class GradientBalancer(Balancer, metaclass=_BindsWhenBuilt):
                 update, grads = found[: len(targets)], found[len(targets) :]
             else:
                 update, grads = weighted_pass(graph, weighted, targets), weighted_pass(graph, starts, leaves)
+        if (ratio := self._reuse_ratio(update, scale)) is not None:
+            weights, update = weights * ratio, list(torch._foreach_mul(update, ratio))
+            if self.head_gradients == "weighted":
+                grads = [gradient * ratio for gradient in grads]
+        self._remember_weights(graph.names, weights)
         values = _values(graph.losses)
         factor = None if scale is None else 1 / scale
         total = (weights.to(values.dtype) * values).sum()
         return inject(total, [*targets, *leaves], [*update, *grads], factor)
+
+    def _reuse_ratio(self, update: list[Tensor], scale: Tensor | None) -> Tensor | None:
+        """Return by what a step with reused weights is multiplied, None for one; the update is this process's own."""
+        return None
 
     def _head_update(
         self, leaves_of: list[list[Tensor]], heads: list[list[Tensor]], weights: Tensor

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, ClassVar
+from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -18,18 +19,19 @@ class GradientMemory(nn.Module):
     """A vector with as many numbers as the gradient, for every task.
 
     It is empty until the first step, or until a state is loaded, tells the number of shared parameters. It is kept in
-    at least float32, whatever the type of the gradients: K × P numbers, also in every checkpoint.
+    at least float32, whatever the type of the gradients: K × P numbers, also in every checkpoint. It is no buffer, so
+    that ``DistributedDataParallel`` does not send it around in every step: all processes compute the same.
 
     Args:
         num_tasks: K.
     """
 
-    vectors: Tensor
     count: Tensor
 
     def __init__(self, num_tasks: int) -> None:
         super().__init__()
-        self.register_buffer("vectors", torch.zeros(num_tasks, 0))
+        self.vectors = torch.zeros(num_tasks, 0)
+        """One row a task."""
         self.register_buffer("count", torch.zeros(num_tasks))
 
     def fit(self, matrix: Tensor) -> None:
@@ -76,12 +78,19 @@ class GradientMemory(nn.Module):
         for row, vector, step in zip(rows, matrix.unbind(), steps.to(self.vectors.dtype).unbind(), strict=True):
             self.vectors[row].lerp_(vector.to(self.vectors.dtype), step)
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        loaded = state_dict.get(prefix + "vectors")
-        if isinstance(loaded, Tensor) and len(loaded) == len(self.vectors) and loaded.shape != self.vectors.shape:
-            dtype = torch.promote_types(loaded.dtype, self.vectors.dtype)
-            self.vectors = torch.zeros(loaded.shape, dtype=dtype, device=self.vectors.device)
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> GradientMemory:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.vectors = fn(self.vectors)
+        return self
+
+    def get_extra_state(self) -> Tensor:
+        """Return the vectors."""
+        return self.vectors
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Take back what :meth:`get_extra_state` returned."""
+        dtype = torch.promote_types(state.dtype, self.vectors.dtype)
+        self.vectors = state.to(self.vectors.device, dtype, copy=True)
 
 
 class MatrixWeighting(GradientBalancer):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import torch
+import torch.distributed as dist
 from torch import Tensor
 from typing_extensions import Unpack
 
+from lightning_mtl.balancers.base import is_distributed, mean_over_ranks
 from lightning_mtl.balancers.gradient_weighting.base import GradientOptions, GradientWeighting
 from lightning_mtl.functional.gramian import nash_mtl
 
@@ -16,7 +19,8 @@ class NashMTL(GradientWeighting):
         \hat g = \arg\max_{\|d\| \le \epsilon} \sum_k \log \langle g_k, d \rangle
 
     No state, except with ``every_n_steps``, by which the paper saves passes (their ``update_weights_every``): the
-    weights of the last update are reused, and a checkpoint holds them.
+    weights of the last update are reused, and a checkpoint holds them. ``max_norm`` acts in every step; with several
+    processes this costs another reduction of the update in the steps between.
 
     Args:
         max_norm: Longest update. A longer one is shortened to this length; None or 0 leaves it at
@@ -52,6 +56,7 @@ class NashMTL(GradientWeighting):
     """
 
     weight_degree: float | None = -1
+    shortened_by: Tensor
 
     def __init__(self, max_norm: float | None = 1.0, **options: Unpack[GradientOptions]) -> None:
         super().__init__(**options)
@@ -59,6 +64,31 @@ class NashMTL(GradientWeighting):
             raise ValueError(f"NashMTL: max_norm must not be negative, got {max_norm}; use None for no limit.")
         self.max_norm = max_norm
 
+    def _create_state(self, num_tasks: int) -> None:
+        if self.every_n_steps > 1 and self.max_norm:
+            self.register_buffer("shortened_by", torch.ones(()))
+
     def compute_weights(self, gramian: Tensor, losses: Tensor, rows: list[int]) -> Tensor:
         """Return the weights of the bargaining solution."""
-        return nash_mtl(gramian, self.max_norm)
+        if self.every_n_steps == 1 or not self.max_norm:
+            return nash_mtl(gramian, self.max_norm)
+        weights = nash_mtl(gramian)
+        length = (weights @ (gramian @ weights)).clamp(min=0).sqrt()
+        ratio = (self.max_norm / length).clamp(max=1)
+        self.shortened_by.copy_(ratio)
+        return weights * ratio
+
+    def _reuse_ratio(self, update: list[Tensor], scale: Tensor | None) -> Tensor | None:
+        if not self.max_norm:
+            return None
+        flat = torch.cat([part.flatten().to(torch.promote_types(part.dtype, torch.float32)) for part in update])
+        if scale is not None:
+            flat = flat / scale
+        if not is_distributed():
+            length = flat.norm()
+        elif self.at == "parameters":
+            length = mean_over_ranks(flat).norm()
+        else:  # features belong to samples
+            length = (mean_over_ranks(flat.square().sum()) / dist.get_world_size()).sqrt()
+        # the reused weights were shortened in their own step; where that was not needed now, it is undone
+        return torch.minimum(1 / self.shortened_by.to(length.dtype), self.max_norm / length)
