@@ -20,7 +20,7 @@ from torchmetrics import MeanMetric
 from lightning_mtl.balancers.base import Balancer, is_distributed
 from lightning_mtl.balancers.loss_weighting.fixed import EqualWeighting
 from lightning_mtl.functional.delta_m import delta_m
-from lightning_mtl.functional.second_pass import RandomState, second_pass
+from lightning_mtl.functional.second_pass import RandomMarks, RandomState, second_pass
 from lightning_mtl.nn.recorded import NotRecordedError, describe
 from lightning_mtl.nn.spec import FeatureSpec
 from lightning_mtl.tasks.base import Task
@@ -116,6 +116,7 @@ class MultiTaskModule(pl.LightningModule):
         self.on_nonfinite = on_nonfinite
         self._eval_losses = nn.ModuleDict({name: MeanMetric(nan_strategy="ignore") for name in tasks})
         self._recompute: Callable[..., dict[str, Tensor]] | None = None
+        self._marks: RandomMarks | None = None
         self._restored_random_states: list[dict[str, Any]] | None = None
 
     def _save_configuration(self, **arguments: Any) -> None:
@@ -151,8 +152,18 @@ class MultiTaskModule(pl.LightningModule):
         self._check_tasks(names)
         return self._heads(self.encoder(inputs), names, _image_size(inputs))
 
-    def _heads(self, features: Any, names: Iterable[str], size: tuple[int, int] | None) -> dict[str, Any]:
-        return {name: self.tasks[name](self._features_of(features, name), size) for name in names}
+    def _heads(
+        self, features: Any, names: Iterable[str], size: tuple[int, int] | None, source: str = "batch"
+    ) -> dict[str, Any]:
+        predictions = {}
+        for name in names:
+            self._mark(source, name)
+            predictions[name] = self.tasks[name](self._features_of(features, name), size)
+        return predictions
+
+    def _mark(self, *place: str) -> None:
+        if self._marks is not None:
+            self._marks.mark(place)
 
     def _features_of(self, features: Any, name: str) -> Any:
         if isinstance(features, Mapping):
@@ -198,9 +209,10 @@ class MultiTaskModule(pl.LightningModule):
             names = [name for name in targets if wanted is None or name in wanted]
             if not names:
                 continue
+            self._mark(source)
             found = self.encoder(inputs)
             features[source] = found
-            for name, prediction in self._heads(found, names, _image_size(inputs)).items():
+            for name, prediction in self._heads(found, names, _image_size(inputs), source).items():
                 loss, count = self._loss_of(name, prediction, targets[name])
                 parts.setdefault(name, []).append((loss, count))
         losses = self._join(parts, only)
@@ -266,8 +278,12 @@ class MultiTaskModule(pl.LightningModule):
         """Return the balancer's scalar for this batch, and log the losses and weights."""
         recompute = None
         if self.balancer.needs == "second_pass" or self.balancer.needs_losses_after_step:
-            recompute = self._recompute = functools.partial(self._second_pass, batch, RandomState.now())
-        losses, features = self._losses(batch)
+            marks = self._marks = RandomMarks()
+            recompute = self._recompute = functools.partial(self._second_pass, batch, RandomState.now(), marks)
+        try:
+            losses, features = self._losses(batch)
+        finally:
+            self._marks = None
         total = self.balancer(losses, shared=self.shared_parameters(), features=features, recompute=recompute)
         idle = [parameter for name, task in self.tasks.items() if name not in losses for parameter in task.parameters()]
         if idle:  # a head that takes no part this time gets a zero gradient, so that plain ddp goes on
@@ -275,9 +291,15 @@ class MultiTaskModule(pl.LightningModule):
         self._log_training(losses, total)
         return cast(Tensor, total)
 
-    def _second_pass(self, batch: Any, state: RandomState, tasks: Iterable[str] | None = None) -> dict[str, Tensor]:
+    def _second_pass(
+        self, batch: Any, state: RandomState, marks: RandomMarks, tasks: Iterable[str] | None = None
+    ) -> dict[str, Tensor]:
         with second_pass(self, state):
-            return self._losses(batch, tasks)[0]
+            self._marks = marks
+            try:
+                return self._losses(batch, tasks)[0]
+            finally:
+                self._marks = None
 
     def _log_training(self, losses: Mapping[str, Tensor], total: Tensor) -> None:
         trainer = cast(Any, self._trainer)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -34,6 +34,23 @@ class RandomState:
         torch.set_rng_state(self.cpu)
         if self.cuda is not None:
             torch.cuda.set_rng_state(self.cuda)
+
+
+class RandomMarks:
+    """Random states at marked places of a first pass, which later passes take up again at the same places.
+
+    A later pass may then leave out places, such as the heads of other tasks, and still draw the same dropout masks.
+    """
+
+    def __init__(self) -> None:
+        self._states: dict[Hashable, RandomState] = {}
+
+    def mark(self, place: Hashable) -> None:
+        """Remember the present state when this place is passed first; make the remembered one the present one later."""
+        if place in self._states:
+            self._states[place].restore()
+        else:
+            self._states[place] = RandomState.now()
 
 
 @contextmanager
