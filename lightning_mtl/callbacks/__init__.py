@@ -1,5 +1,17 @@
 """Callbacks: they watch or steer a run at the Trainer's hooks."""
 
+from lightning_mtl.callbacks.continual import (
+    ContinualMetrics,
+    DarkExperienceReplay,
+    ExperienceReplay,
+    ForgettingPrioritizedFinetuning,
+    ModuleChangeMonitor,
+    default_groups,
+    finetuning_steps,
+    gradient_sensitivity,
+    module_change,
+    select_groups,
+)
 from lightning_mtl.callbacks.gradient_conflict import GradientConflict
 from lightning_mtl.callbacks.grokking import GrokkingDetector, GrokkingReport, GrokkingTimes, detect_grokking
 from lightning_mtl.callbacks.instability import InstabilityError, InstabilityMonitor, InstabilityWarning
@@ -8,6 +20,10 @@ from lightning_mtl.callbacks.results_table import ResultsTable
 from lightning_mtl.callbacks.sharpness import SharpnessMonitor
 
 __all__ = [
+    "ContinualMetrics",
+    "DarkExperienceReplay",
+    "ExperienceReplay",
+    "ForgettingPrioritizedFinetuning",
     "GradientConflict",
     "GrokkingDetector",
     "GrokkingReport",
@@ -15,8 +31,14 @@ __all__ = [
     "InstabilityError",
     "InstabilityMonitor",
     "InstabilityWarning",
+    "ModuleChangeMonitor",
     "PredictionPanels",
     "ResultsTable",
     "SharpnessMonitor",
+    "default_groups",
     "detect_grokking",
+    "finetuning_steps",
+    "gradient_sensitivity",
+    "module_change",
+    "select_groups",
 ]

@@ -332,6 +332,7 @@ class TaskStream(MultiTaskDataModule):
         trainer = cast(Any, self.trainer)
         if stage != "fit" or trainer is None:
             return
+        self._loaders = {}  # they depend on the number of processes
         trainer.reload_dataloaders_every_n_epochs = 1
         epochs = self.num_tasks * self.epochs_per_task
         if trainer.max_steps < 0 and not 0 <= (trainer.max_epochs or 0) <= epochs:
