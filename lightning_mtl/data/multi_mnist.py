@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import os
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -66,14 +67,16 @@ class MultiMNIST(Dataset[Sample]):
         digits: ``(M, 28, 28)`` uint8.
         labels: ``(M,)`` classes.
         pairs: ``(N, 2)``, the left and the right digit of each sample.
+        tasks: Which digits to give the classes of: ``left``, ``right`` or both.
     """
 
     size = 36
 
-    def __init__(self, digits: Tensor, labels: Tensor, pairs: Tensor) -> None:
+    def __init__(self, digits: Tensor, labels: Tensor, pairs: Tensor, tasks: Sequence[str] = ("left", "right")) -> None:
         self.digits = digits
         self.labels = labels.long()
         self.pairs = pairs
+        self.columns = {task: ("left", "right").index(task) for task in tasks}
 
     def __len__(self) -> int:
         """Return the number of pairs."""
@@ -81,12 +84,13 @@ class MultiMNIST(Dataset[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         """Return the overlay ``(1, 36, 36)`` in 0..1 and the classes of its digits."""
-        left, right = self.pairs[index].tolist()
+        pair = self.pairs[index].tolist()
+        left, right = pair
         canvas = torch.zeros(1, self.size, self.size)
         canvas[0, :28, :28] = self.digits[left]
         corner = canvas[0, -28:, -28:]
         torch.maximum(corner, self.digits[right].float(), out=corner)
-        return canvas.div_(255), {"left": self.labels[left], "right": self.labels[right]}
+        return canvas.div_(255), {task: self.labels[pair[column]] for task, column in self.columns.items()}
 
 
 class MultiMNISTDataModule(MultiTaskDataModule):
@@ -101,6 +105,7 @@ class MultiMNISTDataModule(MultiTaskDataModule):
         num_train: Number of training pairs.
         num_val: Number of validation pairs.
         num_test: Number of test pairs, which are the prediction pairs too.
+        tasks: Which digits have labels; the images are the same.
         batch_size: Samples per batch and process.
         num_workers: Processes that load data; None takes one per available core, at most 8. The digits are in memory.
         pin_memory: Whether batches are copied to pinned memory; None does so when CUDA is available.
@@ -110,6 +115,7 @@ class MultiMNISTDataModule(MultiTaskDataModule):
         label_fraction: Task -> fraction of the training samples that keep this task's label.
 
     Raises:
+        ValueError: If ``tasks`` is empty or names something else.
         DatasetNotFoundError: If a file is missing.
         DataFileError: If a file is damaged.
 
@@ -124,7 +130,6 @@ class MultiMNISTDataModule(MultiTaskDataModule):
     """
 
     num_classes = 10
-    tasks = ("left", "right")
 
     def __init__(
         self,
@@ -133,6 +138,7 @@ class MultiMNISTDataModule(MultiTaskDataModule):
         num_val: int = 10000,
         num_test: int = 10000,
         *,
+        tasks: Sequence[str] = ("left", "right"),
         batch_size: int = 256,
         num_workers: int | None = 0,
         pin_memory: bool | None = None,
@@ -150,6 +156,11 @@ class MultiMNISTDataModule(MultiTaskDataModule):
             drop_last=drop_last,
             label_fraction=label_fraction,
         )
+        if not tasks or len(set(tasks)) < len(tasks) or not set(tasks) <= {"left", "right"}:
+            raise ValueError(
+                f"MultiMNISTDataModule: tasks must be 'left', 'right' or both, each once, got {list(tasks)}."
+            )
+        self.tasks = tuple(tasks)
         self.root = root
         self.lengths: dict[Split, int] = {"train": num_train, "val": num_val, "test": num_test, "predict": num_test}
 
@@ -169,10 +180,10 @@ class MultiMNISTDataModule(MultiTaskDataModule):
         length = self.lengths[split]
         stream = Generator().manual_seed(mix_seed(self.seed, _STREAMS[split]))
         columns = []
-        for _ in self.tasks:
+        for _ in range(2):
             rounds = [torch.randperm(len(digits), generator=stream) for _ in range(-(-length // max(len(digits), 1)))]
             columns.append(torch.cat([torch.empty(0, dtype=torch.int64), *rounds])[:length])
-        return MultiMNIST(digits, labels, torch.stack(columns, dim=1))
+        return MultiMNIST(digits, labels, torch.stack(columns, dim=1), self.tasks)
 
     def _read(self, part: Literal["train", "t10k"]) -> tuple[Tensor, Tensor]:
         root = resolve_root("MultiMNISTDataModule", self.root, "mnist", _REMEDY)

@@ -116,3 +116,23 @@ def test_real_digits_are_read(real_data: Callable[[str], Path]) -> None:
     assert canvas.shape == (256, 1, 36, 36)
     assert set(targets["left"].tolist()) == set(range(10))
     assert 0.1 < canvas.mean() < 0.2  # two digits, each a tenth of the canvas
+
+
+@pytest.mark.parametrize("task", ["left", "right"])
+def test_one_task_has_the_same_images_and_labels_as_both(tmp_path: Path, task: str) -> None:
+    root = write_mnist(tmp_path)
+    both = module(root)
+    one = MultiMNISTDataModule(root, num_train=120, num_val=15, num_test=10, batch_size=5, tasks=[task])
+    for data in (both, one):
+        data.setup("fit")
+    for index in range(5):
+        (image, targets), (expected, wanted) = one.datasets["train"][index], both.datasets["train"][index]
+        torch.testing.assert_close(image, expected, rtol=0, atol=0)
+        assert targets == {task: wanted[task]}
+    assert list(one.ignore_values) == [task]
+
+
+@pytest.mark.parametrize("tasks", [[], ["top"], ["left", "left"]])
+def test_other_tasks_are_refused(tasks: list[str]) -> None:
+    with pytest.raises(ValueError, match="tasks must be 'left', 'right' or both"):
+        MultiMNISTDataModule(tasks=tasks)
