@@ -176,6 +176,61 @@ def inject(
         return cast(Tensor, _Injection.apply(value.detach(), factor, keep, list(gradients), *tensors))
 
 
+class _Relay(torch.autograd.Function):
+    """A scalar with a given value, whose gradient goes to another scalar and is noted on its way."""
+
+    @staticmethod
+    def forward(ctx: Any, total: Tensor, value: Tensor, note: list[Tensor]) -> Tensor:
+        ctx.note = note
+        return value.clone()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None]:
+        ctx.note[:] = [grad_output]
+        return grad_output, None, None
+
+
+def redirect(
+    value: Tensor,
+    total: Tensor,
+    edges: Sequence[tuple[Any, int]],
+    gradients: Sequence[Tensor],
+    factor: Tensor | None = None,
+    replace: bool = True,
+) -> Tensor:
+    """Return a scalar with this value whose backward is that of ``total``, except for what passes certain edges.
+
+    Other than with :func:`inject`, everything above the edges takes part in the backward pass in the ordinary way, as
+    modules whose parameters are sharded need it.
+
+    Args:
+        value: Value of the scalar.
+        total: Scalar with a graph.
+        edges: Edges of its graph, as pairs of a node that is no leaf and the number of an output.
+        gradients: What goes through the edges, times whatever gradient reaches the scalar.
+        factor: Scalar tensor by which all gradients are multiplied.
+        replace: Whether they stand for what would pass the edge otherwise; they are added to it if not.
+    """
+    note: list[Tensor] = []
+
+    def hook(number: int, gradient: Tensor) -> Any:
+        def changed(incoming: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+            if not note:  # a backward pass that began elsewhere
+                return incoming
+            scale = note[0] if factor is None else note[0] * factor
+            new, before = gradient * scale, incoming[number]
+            both = new if replace or before is None else before + new
+            return (*incoming[:number], both, *incoming[number + 1 :])
+
+        return changed
+
+    for (node, number), gradient in zip(edges, gradients, strict=True):
+        node.register_prehook(hook(number, gradient))
+    with torch.enable_grad():
+        return cast(Tensor, _Relay.apply(total, value.detach(), note))
+
+
 def flat_tensors(nest: Any) -> list[Tensor]:
     """Return the tensors in a nest of mappings, lists and tuples, in order, each one once."""
     found: dict[int, Tensor] = {}

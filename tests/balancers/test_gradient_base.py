@@ -247,6 +247,43 @@ def test_a_way_around_the_features_is_an_error() -> None:
         InverseNorm(at="features")(losses, shared=problem.shared, features=z)
 
 
+@pytest.mark.parametrize("head_gradients", ["own", "weighted"])
+@pytest.mark.parametrize("levels", [1, 2])
+@pytest.mark.parametrize("every", [1, 2])
+def test_passing_the_heads_in_the_ordinary_way_gives_the_same(
+    head_gradients: Any, levels: int, every: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run() -> tuple[Tensor, Tensor]:
+        problem = Problem()
+        balancer = InverseNorm(at="features", head_gradients=head_gradients, every_n_steps=every)
+        balancer.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**8)
+        for _ in range(2):
+            problem.zero_grad()
+            low = problem.encoder[0](problem.inputs)
+            high = problem.encoder[3:](problem.encoder[2](low.relu()))
+            losses = problem.losses(high)
+            if levels == 2:
+                losses["t1"] = losses["t1"] + low.square().mean()
+            total = balancer(losses, features=[low, high][-levels:])
+            (0.25 * 2.0**8 * total).backward()
+        return total.detach(), flat_grads(list(problem.parameters()))
+
+    injected = run()
+    monkeypatch.setattr(GradientBalancer, "_passing", lambda self, graph: graph)
+    torch.testing.assert_close(run(), injected)
+
+
+def test_tasks_are_dropped_too_where_heads_are_passed_in_the_ordinary_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(GradientBalancer, "_passing", lambda self, graph: graph)
+    problem = Problem()
+    z = problem.encoder(problem.inputs)
+    losses = problem.losses(z)
+    losses["t1"] = losses["t1"] * float("nan")
+    InverseNorm(at="features", on_nonfinite="drop")(losses, features=z).backward()
+    assert flat_grads(problem.shared).isfinite().all()
+    assert problem.heads["t1"].weight.grad is None
+
+
 # ---------------------------------------------------------------------- aggregation
 @pytest.mark.parametrize("engine", ["auto", "sequential", "batched"])
 def test_aggregation_sees_the_matrix(engine: Any) -> None:
@@ -332,6 +369,10 @@ def test_a_loss_that_depends_on_nothing_shared_is_an_error() -> None:
 
 def test_missing_arguments_are_named() -> None:
     problem = Problem()
+    sharded = nn.Parameter(torch.zeros(2))
+    sharded.device_mesh = None  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match=r"sharded over devices \(DTensor\).*set at=\"features\""):
+        InverseNorm()(problem.losses(), shared=[sharded])
     with pytest.raises(ValueError, match="needs the parameters that the tasks share, got none; call"):
         InverseNorm()(problem.losses())
     with pytest.raises(ValueError, match="got none that requires a gradient"):

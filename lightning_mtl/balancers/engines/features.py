@@ -37,7 +37,10 @@ class FeatureGradients(TaskGradients):
             while type(node).__name__ == "ViewBackward0" and tuple(node._saved_self_sym_sizes) == tuple(tensor.shape):
                 node, number = node.next_functions[0]  # an alias: whatever reaches it reaches what it stands for
                 by_edge.setdefault((node, number), tensor)
+        self.edges = passed.edges
         self.targets = [by_edge[edge] for edge in passed.edges]
+        self.dropped: set[int] = set()
+        """Tasks that were left out."""
         self._rows = passed.stacked()
         self._world = dist.get_world_size() if is_distributed() else 1
 
@@ -57,6 +60,7 @@ class FeatureGradients(TaskGradients):
 
     def drop(self, tasks: Sequence[int]) -> None:
         """Zero the gradients of these tasks."""
+        self.dropped |= set(tasks)
         for rows in self._rows:
             for task in tasks:
                 rows[task].zero_()

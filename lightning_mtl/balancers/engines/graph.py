@@ -193,6 +193,11 @@ class TaskGraph:
         """Whether the graph holds a reentrant activation checkpoint, which hides the parameters under it."""
         return any(type(node).__name__ == "CheckpointFunctionBackward" for node in {*self.parents, *self._private})
 
+    @property
+    def sharded(self) -> bool:
+        """Whether a module above the cut keeps its parameters sharded (``fully_shard``)."""
+        return any(type(node).__name__ == "RegisterPostBackwardFunctionBackward" for node in self._private)
+
     def reaches_shared(self, task: int) -> bool:
         """Return whether this task's loss depends on something shared."""
         return bool(self.cuts[task])

@@ -110,8 +110,8 @@ class FlatRows:
         if self._share is None:
             self._share = self.matrix.new_empty(len(self.matrix), self.matrix.shape[1] // self.world)
         source = self.matrix[row]
-        if _can_scatter():
-            work = dist.reduce_scatter_tensor(self._share[row], source, async_op=True)
+        work = _scatter(self._share[row], source)
+        if work is not None:
             self._pending.append((work, None, row))
         else:
             whole = source.clone()
@@ -158,10 +158,18 @@ class FlatRows:
             self.matrix[task].zero_()
 
 
-@functools.cache
-def _backend_scatters(backend: str) -> bool:
-    return backend in ("nccl", "xccl", "hccl")
+_cannot_scatter: set[str] = set()
 
 
-def _can_scatter() -> bool:
-    return _backend_scatters(str(dist.get_backend()))
+def _scatter(share: Tensor, source: Tensor) -> Any:
+    """Begin to sum and share out a row; return the handle, or None where the backend cannot (gloo in older torch)."""
+    backend = str(dist.get_backend())
+    if backend in _cannot_scatter:
+        return None
+    try:
+        return dist.reduce_scatter_tensor(share, source, async_op=True)
+    except (NotImplementedError, RuntimeError) as error:
+        if "support" not in str(error):
+            raise
+        _cannot_scatter.add(backend)
+        return None

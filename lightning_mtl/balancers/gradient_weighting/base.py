@@ -32,6 +32,7 @@ from lightning_mtl.functional.gradients import (
     gramian_cosines,
     gramian_norms,
     inject,
+    redirect,
 )
 
 if TYPE_CHECKING:
@@ -186,6 +187,7 @@ class GradientBalancer(Balancer, metaclass=_BindsWhenBuilt):
         self._subset_store = FlatStore(dtype)
         self._accumulator = Accumulator(dtype)
         self._loop = _Loop(None)
+        self._sharded = False
         self._reported = False
 
     # ------------------------------------------------------------------ state
@@ -237,16 +239,16 @@ class GradientBalancer(Balancer, metaclass=_BindsWhenBuilt):
         _keep_backward_repeatable()
         self.scaler = getattr(trainer.precision_plugin, "scaler", None)
         self._loop = _Loop(trainer)
-        if self.at == "parameters":
-            from lightning.fabric.utilities.exceptions import MisconfigurationException
-            from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+        from lightning.fabric.utilities.exceptions import MisconfigurationException
+        from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 
-            if isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy | DeepSpeedStrategy):
-                raise MisconfigurationException(
-                    f"{type(self).__name__}: {type(trainer.strategy).__name__} shards parameters and their gradients, "
-                    'so the gradients of single tasks cannot be compared at the parameters; set at="features", or use '
-                    'strategy="ddp".'
-                )
+        self._sharded = isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy | DeepSpeedStrategy)
+        if self._sharded and self.at == "parameters":
+            raise MisconfigurationException(
+                f"{type(self).__name__}: {type(trainer.strategy).__name__} shards parameters and their gradients, "
+                'so the gradients of single tasks cannot be compared at the parameters; set at="features", or use '
+                'strategy="ddp".'
+            )
 
     # ------------------------------------------------------------------ the call
     def _combine(
@@ -277,7 +279,9 @@ class GradientBalancer(Balancer, metaclass=_BindsWhenBuilt):
                 return self._accumulate(graph, scale)
             gradients = self._differentiate(graph, found, scale)
             values = _values(graph.losses)
-            return self._balance(_Step(names, values, values, gradients, graph.heads, scale, scale))
+            return self._balance(
+                _Step(names, values, values, gradients, graph.heads, scale, scale, self._passing(graph))
+            )
 
     @abstractmethod
     def _update(
@@ -333,7 +337,7 @@ class GradientBalancer(Balancer, metaclass=_BindsWhenBuilt):
             gram = gram / step.unit.to(gram.dtype) ** 2
         self.last_gramian, self.last_tasks = gram, names
         rows = self._index(names)
-        if not self._looks_at_once(gram.device):
+        if step.passing is None and not self._looks_at_once(gram.device):
             return self._balance_on_device(step, gram, means, rows)
         factor = None if step.scale is None else 1 / step.scale
         finite = gram.diagonal().isfinite()
@@ -384,6 +388,8 @@ class GradientBalancer(Balancer, metaclass=_BindsWhenBuilt):
         if self.every_n_steps > 1:
             put(self.reused_weights, self._index(step.names), weights.detach())
             self._fresh = set(step.names)
+        if step.passing is not None:
+            return self._redirected(step, weights, update, factor)
         leaves, grads = self._head_update(step.leaves, step.gradients.heads, weights)
         value = (weights.to(step.values.dtype) * step.values).sum()
         return inject(value, [*step.gradients.targets, *leaves], [*update, *grads], factor, keep)
@@ -418,6 +424,10 @@ class GradientBalancer(Balancer, metaclass=_BindsWhenBuilt):
         if self.at == "features":
             gradients = FeatureGradients(graph, features, scale)
             targets, update = gradients.targets, gradients.combine(weights)
+            if (passing := self._passing(graph)) is not None:
+                values = _values(graph.losses)
+                step = _Step(graph.names, values, values, gradients, graph.heads, scale, scale, passing)
+                return self._redirected(step, weights, update, None if scale is None else 1 / scale)
             leaves, grads = self._head_update(graph.heads, gradients.heads, weights)
         else:
             targets, leaves = graph.shared, graph.own_leaves
@@ -457,6 +467,30 @@ class GradientBalancer(Balancer, metaclass=_BindsWhenBuilt):
                 sums[key] = sums[key] + gradient if key in sums else gradient
         return list(leaves.values()), [sums[key] for key in leaves]
 
+    def _passing(self, graph: TaskGraph) -> TaskGraph | None:
+        """Return the graph if the heads must take part in the backward pass themselves: sharded parameters need it."""
+        return graph if self.at == "features" and (self._sharded or graph.sharded) else None
+
+    def _redirected(self, step: _Step, weights: Tensor, update: list[Tensor], factor: Tensor | None) -> Tensor:
+        """Return a scalar whose backward passes the heads in the ordinary way and the features with the update."""
+        if step.passing is None or not isinstance(step.gradients, FeatureGradients):
+            raise RuntimeError("only gradients at features can be redirected.")
+        gradients = step.gradients
+        coefficients = weights if self.head_gradients == "weighted" else torch.ones_like(weights)
+        live = [
+            task
+            for task, loss in enumerate(step.passing.losses)
+            if loss.requires_grad and task not in gradients.dropped
+        ]
+        with torch.enable_grad():
+            terms = [step.passing.losses[task] * coefficients[task].to(step.values.dtype) for task in live]
+            total = torch.stack(terms).sum()
+        value = (weights.to(step.values.dtype) * step.values).sum()
+        replace = len(gradients.edges) == 1
+        if not replace:  # one level may lie under another, and passes on what comes from there
+            update = gradients.combine(weights - coefficients)
+        return redirect(value, total, gradients.edges, update, factor, replace)
+
     def _exchange(self, gram: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Sum the parts of the Gramian over the processes, and average the losses, in one message."""
         if not is_distributed():
@@ -482,7 +516,13 @@ class GradientBalancer(Balancer, metaclass=_BindsWhenBuilt):
                     f'{name}: at="features" needs the features of the shared part, got {got}; call '
                     "balancer(losses, features=features) with the tensors that the heads received."
                 )
-        elif not leaves:
+            return
+        if any(hasattr(leaf, "device_mesh") for leaf in leaves):
+            raise ValueError(
+                f"{name}: the shared parameters are sharded over devices (DTensor), so the gradients of single tasks "
+                'cannot be compared there; set at="features".'
+            )
+        if not leaves:
             got = "none" if shared is None else "none that requires a gradient"
             raise ValueError(
                 f"{name}: needs the parameters that the tasks share, got {got}; call "
@@ -668,6 +708,8 @@ class _Step:
     """Loss scale of the gradients."""
     unit: Tensor | None
     """What the gradients must be divided by to be those of the mean losses; None is one."""
+    passing: TaskGraph | None = None
+    """The graph, if the heads take part in the backward pass themselves."""
 
 
 class _Loop:
