@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 
 from lightning_mtl import balancers
+from lightning_mtl.balancers import MGDA, Balancer, FlatRegions, TrimmedMean
 
 
 def _trainable(name: str) -> bool:
@@ -19,4 +21,17 @@ def _trainable(name: str) -> bool:
     return not required
 
 
-TRAINABLE = sorted(filter(_trainable, balancers.__all__))
+_WRAPPED: dict[str, Callable[[], Balancer]] = {
+    "FlatRegions of MGDA": lambda: FlatRegions(MGDA(), 0.5),
+    "FlatRegions of TrimmedMean, direct": lambda: FlatRegions(
+        TrimmedMean(trim_number=1), 0.2, adaptive=False, aggregate="direct", norm_scope="joint"
+    ),
+}
+
+TRAINABLE = [*sorted(filter(_trainable, balancers.__all__)), *_WRAPPED]
+
+
+def build(name: str) -> Balancer:
+    """Return a new balancer of this name."""
+    balancer: Balancer = _WRAPPED[name]() if name in _WRAPPED else getattr(balancers, name)()
+    return balancer

@@ -3,7 +3,14 @@
 timm and segmentation_models_pytorch are imported by the constructors that need them, not here.
 """
 
-from lightning_mtl.nn.encoders import LeNetEncoder, MLPEncoder, QuadraticNetwork, SmpEncoder, TimmEncoder
+from lightning_mtl.nn.encoders import (
+    LeNetEncoder,
+    MLPEncoder,
+    QuadraticNetwork,
+    RotatedFeatures,
+    SmpEncoder,
+    TimmEncoder,
+)
 from lightning_mtl.nn.heads import (
     ConvHead,
     DeepLabV3PlusHead,
@@ -32,6 +39,7 @@ __all__ = [
     "QKNormLinear",
     "QKNormMultiheadAttention",
     "QuadraticNetwork",
+    "RotatedFeatures",
     "SmpEncoder",
     "TimmEncoder",
     "TinyDecoder",

@@ -218,6 +218,7 @@ GRADIENT_WEIGHTING = [
     ),
 ]
 
+# RotoGrad works with an encoder of its own; tested in test_rotograd.py.
 CASES = LOSS_WEIGHTING + GRADIENT_WEIGHTING
 
 TASKS = ("a", "b", "c")

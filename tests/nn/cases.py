@@ -50,6 +50,8 @@ ENCODERS = [
     EncoderCase("smp-mit_b0", lambda: SmpEncoder("mit_b0")),
 ]
 
+# RotatedFeatures gives features by task, trained by a balancer; tested in tests/balancers/test_rotograd.py.
+
 VECTOR = FeatureSpec("vector", (8,))
 TOKENS = FeatureSpec("tokens", (8,))
 MAPS = FeatureSpec("maps", (4, 6, 8, 10, 12), (2, 4, 8, 16, 32))

@@ -33,6 +33,7 @@ from lightning_mtl.balancers.gradient_weighting.nash_mtl import NashMTL
 from lightning_mtl.balancers.gradient_weighting.pcd import PCD
 from lightning_mtl.balancers.gradient_weighting.pcgrad import PCGrad
 from lightning_mtl.balancers.gradient_weighting.pmtl import PMTL
+from lightning_mtl.balancers.gradient_weighting.rotograd import RotoGrad
 from lightning_mtl.balancers.gradient_weighting.sdmgrad import SDMGrad
 from lightning_mtl.balancers.gradient_weighting.trimmed_mean import TrimmedMean
 from lightning_mtl.balancers.gradient_weighting.upgrad import UPGrad
@@ -67,6 +68,7 @@ __all__ = [
     "NashMTL",
     "NonFiniteGradientError",
     "PCGrad",
+    "RotoGrad",
     "SDMGrad",
     "TrimmedMean",
     "UPGrad",

@@ -3,6 +3,7 @@
 from lightning_mtl.nn.encoders.lenet import LeNetEncoder
 from lightning_mtl.nn.encoders.mlp import MLPEncoder
 from lightning_mtl.nn.encoders.quadratic import QuadraticNetwork
+from lightning_mtl.nn.encoders.rotated_features import RotatedFeatures
 from lightning_mtl.nn.encoders.smp_encoder import SmpEncoder
 from lightning_mtl.nn.encoders.timm_encoder import TimmEncoder
 
@@ -10,6 +11,7 @@ __all__ = [
     "LeNetEncoder",
     "MLPEncoder",
     "QuadraticNetwork",
+    "RotatedFeatures",
     "SmpEncoder",
     "TimmEncoder",
 ]
