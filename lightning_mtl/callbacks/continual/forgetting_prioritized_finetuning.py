@@ -13,8 +13,8 @@ import torch
 import torch.distributed as dist
 from lightning.fabric.utilities.apply_func import move_data_to_device
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
@@ -402,7 +402,11 @@ class ForgettingPrioritizedFinetuning(ReplayCallback):
             loss = replay_loss(module, samples["batch"], self.loss_fn)
             if self.kd_weight:
                 outputs = by_name(self.predict(module, samples["batch"]))
-                loss = loss + self.kd_weight * matching_loss(self.kd_loss, outputs, samples["logits"])
+                teacher = {  # logits of classes that had not come up yet would pull these down
+                    name: logits.masked_fill(~samples["known"][name], -torch.inf)
+                    for name, logits in samples["logits"].items()
+                }
+                loss = loss + self.kd_weight * matching_loss(self.kd_loss, outputs, teacher)
         return loss
 
     def _chunks(self, module: pl.LightningModule) -> Iterator[Any]:

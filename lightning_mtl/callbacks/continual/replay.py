@@ -118,7 +118,7 @@ class ReplayCallback(StreamCallback):
             kept = (own >= 0).to(next(iter(pytree.tree_leaves(batch))).device)
             items = {"batch": take(batch, kept), "task": torch.full((int(kept.sum()),), task)}
             if self._stores_logits:
-                items["logits"] = take(self._logits(trainer, pl_module, batch), kept)
+                items |= take(self._logits(trainer, pl_module, batch), kept)
             items, slots = _exchange_items(move_data_to_device(items, "cpu"), own[own >= 0])
             self._pending = items, slots
 
@@ -130,22 +130,25 @@ class ReplayCallback(StreamCallback):
             self.memory.write(*self._pending)
             self._pending = None
 
-    def _logits(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any) -> dict[str, Tensor]:
-        """Return the logits of a batch in training mode, minus infinity for classes that no label has had so far."""
+    def _logits(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any) -> dict[str, dict[str, Tensor]]:
+        """Return the logits of a batch in training mode, and for every sample which classes have come up so far."""
         with isolate_rng(), torch.no_grad(), untouched_buffers(module), trainer.precision_plugin.forward_context():
             outputs = by_name(self.predict(module, batch))
-        for name, output in outputs.items():
-            known = self._known.get(name, set())
-            output = output.detach().float()
-            if known and output.ndim == 2:
-                unknown = torch.ones(output.shape[1], dtype=torch.bool, device=output.device)
-                unknown[[label for label in known if label < output.shape[1]]] = False
-                output = output.masked_fill(unknown, -torch.inf)
-            outputs[name] = output
-        return outputs
+        logits = {name: output.detach().float() for name, output in outputs.items()}
+        known = {name: torch.ones_like(output, dtype=torch.bool) for name, output in logits.items()}
+        for name, labels in self._known.items():
+            if name in logits and logits[name].ndim == 2:
+                known[name].zero_()
+                known[name][:, [label for label in labels if label < logits[name].shape[1]]] = True
+        return {"logits": logits, "known": known}
 
     def draw(self, count: int, device: torch.device) -> Any:
-        """Return samples from the memory, the same on all processes, as ``{"batch", "task", "logits"}``."""
+        """Return samples from the memory, the same on all processes.
+
+        Returns:
+            ``{"batch", "task"}``, and where logits are wanted ``"logits"`` and ``"known"``, the classes that had come
+            up when the sample was stored.
+        """
         return move_data_to_device(self.memory.sample(count), device)
 
     # ------------------------------------------------------------------ state
@@ -298,8 +301,8 @@ class DarkExperienceReplay(ExperienceReplay):
 
     Note:
         The logits come from a second forward pass of batches of which something is remembered, in training mode and
-        before the step; running statistics are left alone. Classes that no label has had when a sample was stored are
-        left out of the matching, while the authors' code matches them too.
+        before the step; running statistics are left alone. All classes are matched, those that had not come up yet
+        when the sample was stored included, as in the authors' code.
 
     Example:
         >>> from lightning.pytorch import Trainer

@@ -11,10 +11,10 @@ from lightning_mtl.losses.distillation.base import DistillationLoss
 class LogitMatching(DistillationLoss):
     r"""Mean squared difference between a student's logits and a teacher's (Ba and Caruana, NIPS 2014).
 
-    .. math:: L = \frac{1}{N} \sum_i \frac{1}{|K_i|} \sum_{c \in K_i} (z_{ic} - v_{ic})^2
+    .. math:: L = \frac{1}{N} \sum_i \frac{1}{C} \sum_{c \in K_i} (z_{ic} - v_{ic})^2
 
-    with logits :math:`z` of the student and :math:`v` of the teacher, the sum over the :math:`N` labelled units, and
-    :math:`K_i` the classes that the teacher knew, which are those with a finite logit. Half of it is the limit of
+    with logits :math:`z` of the student and :math:`v` of the teacher, the sum over the :math:`N` labelled units,
+    :math:`C` classes and :math:`K_i` those that the teacher knew, which have a finite logit. Half of it is the limit of
     :class:`DistillationKL` at high temperature for logits of zero mean. Dark experience replay distils with it.
 
     Args:
@@ -30,7 +30,7 @@ class LogitMatching(DistillationLoss):
 
     Example:
         >>> LogitMatching()(torch.zeros(1, 3), torch.tensor([[1.0, 2.0, -torch.inf]]))
-        tensor(2.5000)
+        tensor(1.6667)
 
     References:
         Ba, Caruana. *Do Deep Nets Really Need to be Deep?* NIPS 2014. https://arxiv.org/abs/1312.6184, Eq. 1.
@@ -42,4 +42,4 @@ class LogitMatching(DistillationLoss):
         """Return the mean squared difference of every unit."""
         known, teacher = self.known_classes(target.to(prediction.dtype), labelled)
         squared = torch.where(known, (prediction - teacher).square(), torch.zeros_like(prediction))
-        return squared.sum(dim=1) / known.sum(dim=1)
+        return squared.mean(dim=1)
