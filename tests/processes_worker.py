@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lightning_mtl import MultiTaskModule, balancers
+from lightning_mtl import MultiTaskModule
 from lightning_mtl.data import MultiTaskDataModule
 from lightning_mtl.nn import MLPEncoder
 from tests.toys import Table, make_tasks
+from tests.trainable import build
 
 GLOBAL_BATCH, ROWS, EPOCHS = 16, 64, 3
 
@@ -51,7 +52,7 @@ def train(name: str, world: int) -> dict[str, Tensor]:
     module = MultiTaskModule(
         MLPEncoder(8, [16, 16]),
         make_tasks(),
-        getattr(balancers, name)(),
+        build(name),
         optimizer=functools.partial(torch.optim.SGD, lr=0.05, momentum=0.9),
     )
     trainer = pl.Trainer(

@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from lightning_mtl import balancers
 from tests.toys import Table, loader, make_module, make_trainer
-from tests.trainable import TRAINABLE
+from tests.trainable import TRAINABLE, build
 
 SGD = functools.partial(torch.optim.SGD, lr=0.02)
 
@@ -28,7 +27,7 @@ SGD = functools.partial(torch.optim.SGD, lr=0.02)
     ],
 )
 def test_training_lowers_the_losses(name: str, options: dict[str, Any]) -> None:
-    module = make_module(balancer=getattr(balancers, name)(), optimizer=SGD)
+    module = make_module(balancer=build(name), optimizer=SGD)
     batch = Table().batch()
     before = sum(loss.item() for loss in module.task_losses(batch).values())
     trainer = make_trainer(max_epochs=4, **options)
