@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
-
+import numpy as np
 import pytest
 import torch
 from scipy.optimize import linprog, nnls
@@ -12,16 +11,20 @@ from torch import Tensor
 from lightning_mtl import functional as F
 from lightning_mtl.functional.gramian.eigen import jacobi_eigen, pseudo_inverse_product, symmetric_eigen
 from lightning_mtl.functional.gramian.linear_program import simplex_linear_program
+from lightning_mtl.functional.gramian.nnqp import interior_point
 from lightning_mtl.functional.gramian.pivoting import block_pivoting, jittered
 from lightning_mtl.functional.gramian.unit_rows import unit_rows
 from tests.functional.cases import KINDS, gradients
 
-nnqp = importlib.import_module("lightning_mtl.functional.gramian.nnqp")
-
 
 def program(tasks: int, kind: str, seed: int = 0) -> tuple[Tensor, Tensor]:
-    rows = unit_rows((lambda g: g @ g.T)(gradients(kind, tasks, seed)))
-    return jittered(rows.cosines), rows.cosines
+    return well_posed(gradients(kind, tasks, seed))
+
+
+def well_posed(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the matrix and the linear terms of the programs that project all unit rows on their dual cone."""
+    cosines = torch.from_numpy(unit_rows(rows @ rows.T).cosines)
+    return jittered(cosines), cosines
 
 
 def residual(matrix: Tensor, linear: Tensor, z: Tensor) -> float:
@@ -50,18 +53,21 @@ def test_quadratic_programs_agree_with_scipy(tasks: int) -> None:
 def test_hard_quadratic_programs_are_solved_by_the_interior_point_method(tasks: int) -> None:
     """Gradients in a space of half as many dimensions as tasks: zero is at the edge of their hull."""
     for seed in range(3):
-        rows = unit_rows((lambda g: g @ g.T)(gradients("random", tasks, seed, columns=tasks // 2)))
-        matrix, linear = jittered(rows.cosines), rows.cosines
+        matrix, linear = well_posed(gradients("random", tasks, seed, columns=tasks // 2))
         z = F.nonnegative_quadratic_program(matrix, linear)
         assert z.min() >= 0
         assert float((z @ matrix + linear).min()) > -1e-9
         assert float(((z @ matrix + linear) * z).max()) < 1e-9
 
 
+libraries = pytest.mark.parametrize("convert", [lambda x: x, lambda x: x.numpy()], ids=["torch", "numpy"])
+
+
+@libraries
 @pytest.mark.parametrize("kind", ["random", "conflicting", "dependent", "identical"])
-def test_the_interior_point_method_alone_is_accurate(kind: str) -> None:
+def test_the_interior_point_method_alone_is_accurate(kind: str, convert) -> None:
     matrix, linear = program(8, kind)
-    z, y = nnqp._interior_point(matrix, linear)
+    z, y = map(torch.as_tensor, interior_point(convert(matrix), convert(linear)))
     exact = F.nonnegative_quadratic_program(matrix, linear)
     torch.testing.assert_close(z @ matrix, exact @ matrix, rtol=1e-8, atol=1e-8)
     torch.testing.assert_close(y, z @ matrix + linear, rtol=1e-8, atol=1e-8)
@@ -80,22 +86,23 @@ def test_pivoting_reports_what_it_could_not_solve() -> None:
 def test_the_jitter_is_tiny_in_double_and_adapts_to_rounding_in_single_precision() -> None:
     rows = gradients("identical", 5)
     double = unit_rows(rows @ rows.T).cosines
-    assert float((jittered(double) - double).abs().max()) < 2e-14
+    assert abs(jittered(double) - double).max() < 2e-14
     noisy = unit_rows(rows.float() @ rows.float().T - 2e-7 * torch.eye(5)).cosines
-    shift = float((jittered(noisy) - noisy).abs().max())
-    assert 1e-14 < shift < 1e-5
-    assert torch.linalg.eigvalsh(jittered(noisy)).min() > 0
+    assert 1e-14 < abs(jittered(noisy) - noisy).max() < 1e-5
+    assert np.linalg.eigvalsh(jittered(noisy)).min() > 0
+    torch.testing.assert_close(jittered(torch.from_numpy(noisy)), torch.from_numpy(jittered(noisy)))
 
 
+@libraries
 @pytest.mark.parametrize("tasks", [2, 3, 8, 20])
-def test_linear_programs_agree_with_scipy(tasks: int) -> None:
+def test_linear_programs_agree_with_scipy(tasks: int, convert) -> None:
     for seed in range(10):
         generator = torch.Generator().manual_seed(seed)
         objective = torch.randn(tasks, generator=generator, dtype=torch.float64)
         matrix = torch.randn(tasks, tasks, generator=generator, dtype=torch.float64)
         bound = matrix.mean(1) - torch.rand(tasks, generator=generator, dtype=torch.float64) * 0.2
         bound[0] = -torch.inf
-        got = simplex_linear_program(objective, matrix, bound)
+        got = torch.as_tensor(simplex_linear_program(convert(objective), convert(matrix), convert(bound)))
         expected = linprog(
             -objective.numpy(),
             -matrix[1:].numpy(),
@@ -171,6 +178,7 @@ def test_min_norm_point_of_a_masked_set_ignores_the_rest() -> None:
 def test_unit_rows_rebuild_the_gramian() -> None:
     rows = gradients("wild norms", 5)
     unit = unit_rows(rows @ rows.T)
-    torch.testing.assert_close(unit.cosines * torch.outer(unit.norms, unit.norms) * unit.scale**2, rows @ rows.T)
-    torch.testing.assert_close(unit.norms * unit.inverse, torch.ones(5, dtype=torch.float64))
-    assert torch.equal(unit.cosines.diagonal(), torch.ones(5, dtype=torch.float64))
+    rebuilt = unit.cosines * np.outer(unit.norms, unit.norms) * unit.scale**2
+    torch.testing.assert_close(torch.from_numpy(rebuilt), rows @ rows.T)
+    np.testing.assert_allclose(unit.norms * unit.inverse, np.ones(5), rtol=1e-15)
+    np.testing.assert_array_equal(unit.cosines.diagonal(), np.ones(5))

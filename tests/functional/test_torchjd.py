@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+
 import pytest
 import torch
 from torch import Tensor
@@ -88,7 +90,7 @@ def test_mgda_is_never_longer() -> None:
 def test_projections_on_the_dual_cone(ours, theirs: str) -> None:
     pytest.importorskip("quadprog", reason="TorchJD's projector needs quadprog")
     pytest.importorskip("qpsolvers", reason="TorchJD's projector needs qpsolvers")
-    projector = torchjd.QuadprogProjector(norm_eps=0.0, reg_eps=1e-12)
+    projector = importlib.import_module("torchjd.linalg").QuadprogProjector(norm_eps=0.0, reg_eps=1e-12)
     for kind in ("random", "conflicting", "aligned"):
         for rows in draws(kind):
             compare(rows, ours(rows @ rows.T), getattr(torchjd, theirs)(projector=projector)(rows))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from torch import Tensor
 
+from lightning_mtl.functional.gramian.arrays import library
 from lightning_mtl.functional.gramian.eigen import rank_mask, symmetric_eigen
 from lightning_mtl.functional.gramian.linear_scalarization import preference_vector
 from lightning_mtl.functional.gramian.unit_rows import restore, unit_rows
@@ -42,6 +42,7 @@ def aligned_mtl(
         dependent one. An all-zero Gramian gives the preference.
 
     Example:
+        >>> import torch
         >>> aligned_mtl(torch.tensor([[1.0, 0.0], [0.0, 4.0]]))
         tensor([0.5000, 0.2500])
 
@@ -54,19 +55,18 @@ def aligned_mtl(
             f"aligned_mtl: scale_mode must be 'min', 'median' or 'rmse', got {scale_mode!r}; choose one of them."
         )
     rows = unit_rows(gramian)
+    xp = library(rows.norms)
     start = preference_vector(preference, rows.norms)
-    values, vectors = symmetric_eigen(rows.cosines * torch.outer(rows.norms, rows.norms))
+    values, vectors = symmetric_eigen(rows.cosines * rows.norms * rows.norms[:, None])
     kept = rank_mask(values, gramian.dtype)
     rank = kept.sum()
     if scale_mode == "min":
-        scale = torch.where(kept, values, torch.inf).amin()
+        scale = xp.amin(xp.where(kept, values, xp.inf), -1)
     elif scale_mode == "median":  # the lower one of two middle values, as torch.median
-        size = values.shape[-1]
-        scale = values.gather(0, (size - rank + (rank - 1).clamp(min=0) // 2).clamp(max=size - 1).unsqueeze(0)).squeeze(
-            0
-        )
+        place = xp.cumsum(1 * kept, -1)
+        scale = (values * (kept & (place == (rank + 1) // 2))).sum()
     else:
-        scale = torch.where(kept, values, 0).sum() / rank
-    factors = torch.where(kept, (scale / torch.where(kept, values, 1)).sqrt(), 0)
-    weights = vectors @ (factors * (vectors.T @ start))
-    return restore(torch.where(rank > 0, weights, start), rows, gramian)
+        scale = (values * kept).sum() / xp.clip(rank, 1, None)
+    factors = kept * xp.sqrt(xp.where(kept, scale, 0) / xp.where(kept, values, 1))
+    weights = vectors @ (factors * (start @ vectors))
+    return restore(xp.where(rank > 0, weights, start), rows, gramian)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
+import numpy as np
 from torch import Tensor
 
-from lightning_mtl.functional.gramian.nnqp import nonnegative_quadratic_program
+from lightning_mtl.functional.gramian.arrays import Array, identity, library, solve_positive
+from lightning_mtl.functional.gramian.nnqp import solve_program
 from lightning_mtl.functional.gramian.pivoting import block_pivoting, jittered
-from lightning_mtl.functional.gramian.unit_rows import may_branch, restore, unit_rows
+from lightning_mtl.functional.gramian.unit_rows import restore, unit_rows
 
 _PIVOTS = 20
 _TOLERANCE = 1e-12
@@ -45,6 +46,7 @@ def cagrad(gramian: Tensor, c: float = 0.5, rescale: Literal[0, 1, 2] = 0) -> Te
         other tasks is taken.
 
     Example:
+        >>> import torch
         >>> cagrad(torch.tensor([[1.0, 0.0], [0.0, 4.0]]), c=0.5)
         tensor([1.0590, 0.5000])
 
@@ -57,57 +59,55 @@ def cagrad(gramian: Tensor, c: float = 0.5, rescale: Literal[0, 1, 2] = 0) -> Te
     if rescale not in (0, 1, 2):
         raise ValueError(f"cagrad: rescale must be 0, 1 or 2, got {rescale}; 0 is the paper's update.")
     rows = unit_rows(gramian)
+    xp = library(rows.norms)
     matrix = jittered(rows.cosines)
     positive = rows.norms > 0
     mean = rows.norms / rows.norms.shape[-1]
     ascent = rows.cosines @ mean  # <unit row, g_0>
-    length = (mean @ ascent).clamp(min=0).sqrt()
+    length = xp.sqrt(xp.clip(mean @ ascent, 0, None))
     length = length + (length == 0)
     ascent = ascent / length  # from here on, ||g_0|| = 1
-    closeness = rows.inverse / (rows.inverse.amax() + ~positive.any())
+    largest = rows.inverse.max()
+    closeness = rows.inverse / (largest + (largest == 0))
     start = positive & (ascent * rows.norms <= (ascent * mean).sum())
     pivoted = block_pivoting(
-        lambda passive: _stationary_point(matrix, ascent, closeness, c, passive),
-        start.unsqueeze(0),
-        _PIVOTS,
-        _TOLERANCE,
+        lambda passive: _stationary_point(matrix, ascent, closeness, c, passive), start[None], _PIVOTS, _TOLERANCE
     )
-    value = pivoted.value.squeeze(0).clamp(min=0)
-    if not (may_branch(value) and bool(pivoted.solved)):
-        value = torch.where(pivoted.solved, value, _best_in_ball(matrix, ascent, rows.norms, c, value))
+    value = xp.clip(pivoted.value[0], 0, None)
+    if not (isinstance(pivoted.solved, np.ndarray) and pivoted.solved.all()):
+        value = xp.where(pivoted.solved, value, _best_in_ball(matrix, ascent, rows.norms, c, value))
     weights = 1 / rows.norms.shape[-1] + value * rows.inverse * length
     return restore(weights / (1 + (c * c if rescale == 1 else c if rescale == 2 else 0)), rows, gramian)
 
 
-def _stationary_point(
-    matrix: Tensor, ascent: Tensor, closeness: Tensor, c: float, passive: Tensor
-) -> tuple[Tensor, Tensor]:
+def _stationary_point(matrix: Array, ascent: Array, closeness: Array, c: float, passive: Array) -> tuple[Array, Array]:
     """Solve H v + ascent = z * closeness and v'Hv = c^2 for v and z on the support, z * closeness being the gain."""
-    eye = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
-    block = torch.where(passive.unsqueeze(-1) & passive.unsqueeze(-2), matrix, eye)
-    right = torch.stack([closeness, ascent], -1) * passive.unsqueeze(-1)
-    toward, back = torch.cholesky_solve(right, torch.linalg.cholesky_ex(block).L).unbind(-1)
-    curvature = (toward @ closeness).unsqueeze(-1)
+    xp = library(matrix)
+    column = passive[..., None]
+    block = xp.where(column & passive[..., None, :], matrix, identity(matrix))
+    solution = solve_positive(block, xp.stack([closeness, ascent], -1) * column)
+    toward, back = solution[..., 0], solution[..., 1]
+    curvature = (toward @ closeness)[..., None]
     curvature = curvature + (curvature == 0)
-    cross = (toward @ ascent).unsqueeze(-1) / curvature
+    cross = (toward @ ascent)[..., None] / curvature
     tangent = toward * cross - back  # the part of -g_0 along the affine hull of the supporting gradients
-    stretch = ((c * c + (tangent @ ascent).unsqueeze(-1)).clamp(min=0) / curvature).sqrt()
+    stretch = xp.sqrt(xp.clip(c * c + (tangent @ ascent)[..., None], 0, None) / curvature)
     value = stretch * toward + tangent
     gain = stretch + cross
-    slack = torch.addmm(ascent.unsqueeze(0), value, matrix) - gain * closeness
-    size = value.abs().amax(-1, keepdim=True)
-    return value, torch.where(passive, value / (size + (size == 0)), slack / (1 + size + gain.abs()))
+    slack = ascent + value @ matrix - gain * closeness
+    size = xp.amax(abs(value), -1)[..., None]
+    return value, xp.where(passive, value / (size + (size == 0)), slack / (1 + size + abs(gain)))
 
 
-def _best_in_ball(matrix: Tensor, ascent: Tensor, norms: Tensor, c: float, candidate: Tensor) -> Tensor:
+def _best_in_ball(matrix: Array, ascent: Array, norms: Array, c: float, candidate: Array) -> Array:
     """Choose the better of a candidate and of the projection of g_0 on the dual cone, both fitted into the ball.
 
     Pivoting fails only where zero is at the edge of the hull of the gradients. There the projection is optimal.
     """
-    projection = nonnegative_quadratic_program(matrix, ascent.unsqueeze(0)).squeeze(0)
-    both = torch.stack([candidate, projection])
-    square = ((both @ matrix) * both).sum(-1, keepdim=True).clamp(min=0)
-    limit = c / square.sqrt()
-    both = both * torch.cat([torch.where(square[:1] > 0, limit[:1], 0), limit[1:].clamp(max=1)])
-    worst = ((both @ matrix + ascent) * norms).amin(-1)
-    return torch.where(worst[0] >= worst[1], both[0], both[1])
+    xp = library(matrix)
+    both = xp.stack([candidate, solve_program(matrix, ascent[None])[0]], 0)
+    length = xp.sqrt(xp.clip(((both @ matrix) * both).sum(-1), 0, None))
+    factor = c / xp.where(length > 0, length, 1)
+    both = both * xp.stack([factor[0], xp.clip(factor[1], None, 1)], 0)[:, None]
+    worst = xp.amin((both @ matrix + ascent) * norms, -1)
+    return xp.where(worst[0] >= worst[1], both[0], both[1])

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
+from lightning_mtl.functional.gramian.arrays import library, precision, to_array_like
 from lightning_mtl.functional.gramian.eigen import pseudo_inverse_product
 from lightning_mtl.functional.gramian.unit_rows import restore, unit_rows
 
@@ -33,6 +33,7 @@ def config(gramian: Tensor, preference: Tensor | None = None) -> Tensor:
         direction exists (:math:`U^{+} p = 0`, opposite gradients) the weights are zero.
 
     Example:
+        >>> import torch
         >>> config(torch.eye(2))
         tensor([1., 1.])
 
@@ -41,14 +42,13 @@ def config(gramian: Tensor, preference: Tensor | None = None) -> Tensor:
         2025, Eq. 2-3. https://arxiv.org/abs/2408.11104
     """
     rows = unit_rows(gramian)
-    target = torch.ones_like(rows.norms) if preference is None else preference.detach().to(rows.norms)
-    target = target.expand_as(rows.norms) * (rows.norms > 0)
-    value = pseudo_inverse_product(rows.cosines, target, gramian.dtype)
+    xp = library(rows.norms)
+    positive = rows.norms > 0
+    target = xp.ones_like(rows.norms) if preference is None else to_array_like(preference, rows.norms)
+    value = pseudo_inverse_product(rows.cosines, target * positive, gramian.dtype)
     product = rows.cosines @ value
-    square = (value @ product).clamp(min=0)
+    square = value @ product
     # Cancellation to within rounding errors of the cosines is no direction.
-    noise = value.abs().sum().square() * (4 * torch.finfo(rows.norms.dtype).eps)
-    common = square > noise
-    magnitude = torch.where(common, (rows.norms @ product) / torch.where(common, square, 1), 0)
-    weights = rows.inverse * value * magnitude
-    return restore(torch.where((rows.norms > 0).any(), weights, torch.ones_like(weights)), rows, gramian)
+    common = square > abs(value).sum() ** 2 * (4 * precision(value))
+    magnitude = xp.where(common, (rows.norms @ product) / xp.where(common, square, 1), 0)
+    return restore(rows.inverse * value * magnitude + ~positive.any(), rows, gramian)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from lightning_mtl.functional.gramian.unit_rows import restore, unit_rows
@@ -24,6 +23,7 @@ def db_mtl(gramian: Tensor) -> Tensor:
         LibMTL adds 1e-8 to the norms.
 
     Example:
+        >>> import torch
         >>> db_mtl(torch.tensor([[1.0, 0.5], [0.5, 4.0]]))
         tensor([2., 1.])
 
@@ -32,4 +32,4 @@ def db_mtl(gramian: Tensor) -> Tensor:
         learning*. 2023, Sec. 3.2. https://arxiv.org/abs/2308.12029
     """
     rows = unit_rows(gramian)
-    return restore(torch.where(rows.norms > 0, rows.inverse, 1), rows, gramian)
+    return restore(rows.inverse + (rows.norms == 0), rows, gramian)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from lightning_mtl.functional.gramian.linear_scalarization import preference_vector
-from lightning_mtl.functional.gramian.nnqp import nonnegative_quadratic_program
+from lightning_mtl.functional.gramian.nnqp import solve_program
 from lightning_mtl.functional.gramian.pivoting import jittered
 from lightning_mtl.functional.gramian.unit_rows import restore, unit_rows
 
@@ -42,8 +42,8 @@ def dualproj(gramian: Tensor, preference: Tensor | None = None) -> Tensor:
     rows = unit_rows(gramian)
     start = preference_vector(preference, rows.norms)
     scaled = start * rows.norms
-    largest = scaled.abs().amax()
+    largest = abs(scaled).max()
     largest = largest + (largest == 0)
-    added = nonnegative_quadratic_program(jittered(rows.cosines), ((scaled / largest) @ rows.cosines).unsqueeze(0))
-    weights = start + rows.inverse * added.squeeze(0) * largest
+    added = solve_program(jittered(rows.cosines), ((scaled / largest) @ rows.cosines)[None])[0]
+    weights = start + rows.inverse * added * largest
     return restore(weights, rows, gramian)

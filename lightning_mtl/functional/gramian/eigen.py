@@ -5,10 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lightning_mtl.functional.gramian.arrays import Array, library, precision
+
 _SWEEPS = 12
 
 
-def symmetric_eigen(matrix: Tensor) -> tuple[Tensor, Tensor]:
+def symmetric_eigen(matrix: Array) -> tuple[Array, Array]:
     """Return the eigenvalues in ascending order and the eigenvectors in columns.
 
     LAPACK does it on the CPU. ``torch.linalg.eigh`` on other devices reads an error code back to the host; there, a
@@ -20,10 +22,10 @@ def symmetric_eigen(matrix: Tensor) -> tuple[Tensor, Tensor]:
     Shape:
         - matrix: ``(K, K)``; returns ``(K,)`` and ``(K, K)``.
     """
-    if matrix.device.type == "cpu":
-        values, vectors = torch.linalg.eigh(matrix)
-        return values, vectors
-    return jacobi_eigen(matrix)
+    if isinstance(matrix, torch.Tensor) and matrix.device.type != "cpu":
+        return jacobi_eigen(matrix)
+    values, vectors = library(matrix).linalg.eigh(matrix)
+    return values, vectors
 
 
 def jacobi_eigen(matrix: Tensor) -> tuple[Tensor, Tensor]:
@@ -67,13 +69,13 @@ def jacobi_eigen(matrix: Tensor) -> tuple[Tensor, Tensor]:
     return values[order], vectors[:size, order]
 
 
-def rank_mask(values: Tensor, dtype: torch.dtype) -> Tensor:
+def rank_mask(values: Array, dtype: torch.dtype) -> Array:
     """Tell which eigenvalues are above the rounding errors of a matrix that was computed in ``dtype``."""
-    eps = max(torch.finfo(dtype).eps, torch.finfo(values.dtype).eps)
-    return values > values.amax() * (values.shape[-1] * eps)
+    eps = max(torch.finfo(dtype).eps, precision(values))
+    return values > values.max() * (values.shape[-1] * eps)
 
 
-def pseudo_inverse_product(matrix: Tensor, vector: Tensor, dtype: torch.dtype) -> Tensor:
+def pseudo_inverse_product(matrix: Array, vector: Array, dtype: torch.dtype) -> Array:
     """Return the pseudo-inverse of a positive semi-definite matrix times a vector.
 
     Args:
@@ -87,5 +89,5 @@ def pseudo_inverse_product(matrix: Tensor, vector: Tensor, dtype: torch.dtype) -
     """
     values, vectors = symmetric_eigen(matrix)
     kept = rank_mask(values, dtype)
-    inverse = torch.where(kept, 1 / torch.where(kept, values, 1), 0)
-    return vectors @ (inverse * (vectors.T @ vector))
+    inverse = kept / library(values).where(kept, values, 1)
+    return vectors @ (inverse * (vector @ vectors))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
+from lightning_mtl.functional.gramian.arrays import library, to_array_like
 from lightning_mtl.functional.gramian.linear_program import simplex_linear_program
 from lightning_mtl.functional.gramian.unit_rows import restore, unit_rows
 
@@ -43,6 +43,7 @@ def epo(gramian: Tensor, losses: Tensor, preference: Tensor, tolerance: float = 
         interior-point method solves it to about 1e-8. While balancing, tasks may go up, by design of the method.
 
     Example:
+        >>> import torch
         >>> w = epo(torch.eye(2), torch.tensor([2.0, 1.0]), torch.tensor([0.5, 0.5]))
         >>> [round(float(v), 4) for v in w]
         [1.0, 0.0]
@@ -55,29 +56,28 @@ def epo(gramian: Tensor, losses: Tensor, preference: Tensor, tolerance: float = 
     if tolerance < 0:
         raise ValueError(f"epo: tolerance must not be negative, got {tolerance}; the authors use 1e-4.")
     rows = unit_rows(gramian)
-    size = rows.norms.shape[-1]
-    products = rows.cosines * torch.outer(rows.norms, rows.norms)
-    ray = preference.detach().to(rows.norms)
-    weighted = ray * losses.detach().to(rows.norms)
+    xp = library(rows.norms)
+    products = rows.cosines * rows.norms * rows.norms[:, None]
+    ray = to_array_like(preference, rows.norms)
+    weighted = ray * to_array_like(losses, rows.norms)
     share = weighted / weighted.sum()
-    logs = (share * size).clamp(min=torch.finfo(share.dtype).tiny).log()
+    logs = xp.log(xp.clip(share * share.shape[-1], xp.finfo(share.dtype).tiny, None))
     disorder = (share * logs).sum()
     adjustment = ray * (logs - disorder)
-    largest = adjustment.abs().amax()
-    adjustment = adjustment / (largest + (largest == 0))
-    anchor = products @ adjustment  # G a
+    largest = abs(adjustment).max()
+    anchor = products @ (adjustment / (largest + (largest == 0)))  # G a
     positive = anchor > 0
-    bound = torch.where(positive, -torch.inf, anchor)
-    bound = torch.where(weighted == weighted.amax(), 0, bound)
-    bound = torch.where(positive.any(), bound, 0)
+    bound = xp.where(positive, -xp.inf, anchor)
+    bound = xp.where(weighted == weighted.max(), 0, bound)
+    bound = xp.where(positive.any(), bound, 0)
     balancing = disorder > tolerance
-    # One more row for the restriction of the descent to the ray.
-    limit = torch.full_like(anchor[:1], -torch.inf) if relax else anchor.amax().clamp(max=0).unsqueeze(0)
-    objective = torch.where(balancing, anchor, products.sum(0))
-    matrix = torch.cat([products, anchor.unsqueeze(0)])
-    bound = torch.cat([torch.where(balancing, bound, 0), torch.where(balancing, -torch.inf, limit)])
-    top = objective.abs().amax()
-    heights = matrix.abs().amax(-1, keepdim=True)
+    # One more row restricts the descent to the ray.
+    limit = -xp.inf * xp.ones_like(anchor[:1]) if relax else xp.clip(anchor.max(), None, 0)[None]
+    bound = xp.concatenate([xp.where(balancing, bound, 0), xp.where(balancing, -xp.inf, limit)], 0)
+    objective = xp.where(balancing, anchor, products.sum(0))
+    matrix = xp.concatenate([products, anchor[None]], 0)
+    top = abs(objective).max()
+    heights = xp.amax(abs(matrix), -1)
     heights = heights + (heights == 0)
-    solution = simplex_linear_program(objective / (top + (top == 0)), matrix / heights, bound / heights.squeeze(-1))
+    solution = simplex_linear_program(objective / (top + (top == 0)), matrix / heights[:, None], bound / heights)
     return restore(solution, rows, gramian)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import torch
+import numpy as np
 from torch import Tensor
 
+from lightning_mtl.functional.gramian.arrays import Array, identity, library, precision, quiet, solve_positive
 from lightning_mtl.functional.gramian.pivoting import jittered
-from lightning_mtl.functional.gramian.unit_rows import may_branch, restore, unit_rows
+from lightning_mtl.functional.gramian.unit_rows import restore, unit_rows
 
 _NEWTON_STEPS = 60
 
@@ -38,6 +39,7 @@ def fairgrad(gramian: Tensor, alpha: float = 1.0) -> Tensor:
         gradient, for which none exists either, gets the mean of the other weights.
 
     Example:
+        >>> import torch
         >>> fairgrad(torch.tensor([[1.0, 0.0], [0.0, 4.0]]), alpha=1.0)
         tensor([1.0000, 0.5000])
 
@@ -50,13 +52,13 @@ def fairgrad(gramian: Tensor, alpha: float = 1.0) -> Tensor:
     rows = unit_rows(gramian)
     power = 1 / alpha
     # In v = norms * w the equation reads C v = norms^(power - 1) v^(-power).
-    target = torch.where(rows.norms > 0, rows.norms, 1) ** (power - 1)
+    target = library(rows.norms).where(rows.norms > 0, rows.norms, 1) ** (power - 1)
     value = fair_weights(rows.cosines, target, power)
     weights = value * rows.inverse * rows.scale ** (-2 / (1 + power))
     return restore(mean_for_zero_rows(weights, rows.norms), rows, gramian)
 
 
-def fair_weights(cosines: Tensor, target: Tensor, power: float) -> Tensor:
+def fair_weights(cosines: Array, target: Array, power: float) -> Array:
     """Solve ``cosines @ v = target * v ** -power`` for positive ``v`` by Newton's method.
 
     The steps are relative to ``v``, in which the Newton matrix has no eigenvalue below ``power``, and end at nine
@@ -71,37 +73,40 @@ def fair_weights(cosines: Tensor, target: Tensor, power: float) -> Tensor:
         - cosines: ``(K, K)``.
         - target: ``(K,)``; returns ``(K,)``.
     """
-    matrix = jittered(cosines, 4 * torch.finfo(cosines.dtype).eps)
-    shift = power * torch.eye(cosines.shape[-1], dtype=cosines.dtype, device=cosines.device)
-    early_exit = may_branch(cosines)
+    xp = library(cosines)
+    matrix = jittered(cosines, 4 * precision(cosines))
+    shift = power * identity(cosines)
     previous = float("inf")
-    value = target ** (1 / (1 + power))  # the solution for orthogonal rows
-    right = target * value ** (1 - power)
-    value = value * (right.sum() / (value @ matrix @ value)) ** (1 / (1 + power))  # its best multiple
-    for _ in range(_NEWTON_STEPS):
+    with quiet(cosines):
+        value = target ** (1 / (1 + power))  # the solution for orthogonal rows
         right = target * value ** (1 - power)
-        scaling = right.rsqrt()
-        scaled = value * scaling
-        factor = torch.linalg.cholesky_ex(torch.addcmul(shift, matrix * scaled, scaled.unsqueeze(-1))).L
-        residual = scaling * (right - value * (matrix @ value))
-        step = scaling * torch.cholesky_solve(residual.unsqueeze(-1), factor).squeeze(-1)
-        step = step.nan_to_num()
-        if early_exit:
-            shortest, longest = (float(bound) for bound in torch.aminmax(step))
-            value = torch.addcmul(value, value, step, value=min(1.0, 0.9 / max(-shortest, 0.9)))
-            largest = max(-shortest, longest)
-            # Quadratic convergence has ended at rounding errors of the solution or, if ill-conditioned, of the step.
-            if largest < 1e-7 or (largest < 1e-3 and largest > 0.5 * previous):
-                break
-            previous = largest
-        else:
-            value = value * (1 + step * (0.9 / (-step.amin()).clamp(min=0.9)))
+        value = value * (right.sum() / (value @ matrix @ value)) ** (1 / (1 + power))  # its best multiple
+        for _ in range(_NEWTON_STEPS):
+            right = target * value ** (1 - power)
+            scaling = 1 / xp.sqrt(right)
+            scaled = value * scaling
+            residual = scaling * (right - value * (matrix @ value))
+            step = solve_positive(shift + matrix * scaled * scaled[:, None], residual[:, None])[:, 0]
+            step = scaling * step
+            if isinstance(step, np.ndarray):
+                shortest, largest = step.min(), abs(step).max()
+                if not largest < np.inf:
+                    break
+                value = value * (1 + step * min(1.0, 0.9 / max(-shortest, 0.9)))
+                # The quadratic convergence has ended at rounding errors of the solution or, if worse, of the step.
+                if largest < 1e-7 or 0.5 * previous < largest < 1e-3:
+                    break
+                previous = largest
+            else:
+                step = step.nan_to_num()
+                value = value * (1 + step * (0.9 / (-step.amin()).clamp(min=0.9)))
     return value
 
 
-def mean_for_zero_rows(weights: Tensor, norms: Tensor) -> Tensor:
+def mean_for_zero_rows(weights: Array, norms: Array) -> Array:
     """Give tasks with a zero gradient the mean weight of the others, or 1 if there are none."""
+    xp = library(norms)
     positive = norms > 0
     count = positive.sum()
-    mean = torch.where(positive, weights, 0).sum() / count.clamp(min=1)
-    return torch.where(positive, weights, torch.where(count > 0, mean, 1))
+    mean = (weights * positive).sum() / xp.clip(count, 1, None)
+    return xp.where(positive, weights, xp.where(count > 0, mean, 1))

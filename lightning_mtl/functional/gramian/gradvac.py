@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lightning_mtl.functional.gramian.arrays import library, to_array_like
 from lightning_mtl.functional.gramian.unit_rows import restore, unit_rows
 
 
@@ -51,27 +52,29 @@ def gradvac(gramian: Tensor, targets: Tensor, order: Tensor, beta: float = 0.5) 
     if not 0 <= beta <= 1:
         raise ValueError(f"gradvac: beta must be between 0 and 1, got {beta}; choose a step such as 0.5.")
     rows = unit_rows(gramian)
-    own = torch.arange(order.shape[0], device=order.device)
-    goals = targets.detach().to(rows.norms)
+    xp = library(rows.norms)
+    sequence = xp.asarray(order)
+    own = xp.cumsum(xp.ones_like(sequence[:, 0]), 0) - 1
+    goals = 1 * to_array_like(targets, rows.norms)  # a copy
     nonzero = rows.norms > 0
-    products = rows.norms.unsqueeze(-1) * rows.cosines  # <g_i', unit row of j>
-    added = torch.zeros_like(products)  # coefficients on the unit rows
-    square = rows.norms.square()  # ||g_i'||^2
-    for visited in order.unbind(-1):
-        index = visited.unsqueeze(-1)
-        product = products.gather(-1, index).squeeze(-1)
-        goal = goals.gather(-1, index).squeeze(-1)
-        norm = square.clamp(min=0).sqrt()
+    products = rows.norms[:, None] * rows.cosines  # <g_i', unit row of j>
+    added = xp.zeros_like(products)  # coefficients on the unit rows
+    square = rows.norms * rows.norms  # ||g_i'||^2
+    for position in range(sequence.shape[-1]):
+        visited = sequence[:, position]
+        product = products[own, visited]
+        goal = goals[own, visited]
+        norm = xp.sqrt(xp.clip(square, 0, None))
         defined = (visited != own) & (norm > 0) & nonzero[visited]
-        cosine = torch.where(defined, product / norm, 0).clamp(-1, 1)
-        sine = (1 - cosine.square()).clamp(min=0).sqrt()
-        goal_sine = (1 - goal.square()).clamp(min=0).sqrt().clamp(min=1e-8)
+        cosine = xp.clip(xp.where(defined, product / xp.where(defined, norm, 1), 0), -1, 1)
+        sine = xp.sqrt(1 - cosine * cosine)
+        goal_sine = xp.clip(xp.sqrt(xp.clip(1 - goal * goal, 0, None)), 1e-8, None)
         step = norm * (goal * sine / goal_sine - cosine)
-        step = torch.where(defined & (cosine < goal), step, 0)
+        step = xp.where(defined & (cosine < goal), step, 0)
         square = square + step * (2 * product + step)
-        added = added.scatter_add(-1, index, step.unsqueeze(-1))
-        products = torch.addcmul(products, step.unsqueeze(-1), rows.cosines[visited])
-        moved = torch.where(defined, goal + beta * (cosine - goal), goal)
-        goals = goals.scatter(-1, index, moved.unsqueeze(-1))
+        added[own, visited] += step
+        products = products + step[:, None] * rows.cosines[visited]
+        goals[own, visited] = xp.where(defined, goal + beta * (cosine - goal), goal)
     weights = restore(1 + rows.inverse * added.sum(0), rows, gramian)
-    return weights, torch.where(rows.finite, goals.to(targets.dtype), targets.detach())
+    kept = torch.as_tensor(rows.finite, device=targets.device)
+    return weights, torch.where(kept, torch.as_tensor(goals).to(targets), targets.detach())

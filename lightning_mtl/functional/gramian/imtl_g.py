@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from lightning_mtl.functional.gramian.eigen import pseudo_inverse_product
@@ -31,6 +30,7 @@ def imtl_g(gramian: Tensor) -> Tensor:
         rare case in which the sum before normalization is negative.
 
     Example:
+        >>> import torch
         >>> imtl_g(torch.tensor([[1.0, 0.0], [0.0, 4.0]]))
         tensor([0.6667, 0.3333])
 
@@ -39,8 +39,7 @@ def imtl_g(gramian: Tensor) -> Tensor:
         learning*. ICLR, 2021, Eq. 2-4. https://openreview.net/forum?id=IMPnRXEWpvr
     """
     rows = unit_rows(gramian)
-    positive = (rows.norms > 0).to(rows.norms)
-    weights = rows.inverse * pseudo_inverse_product(rows.cosines, positive, gramian.dtype)
-    weights = torch.where(positive.any(), weights, torch.ones_like(weights))
+    weights = rows.inverse * pseudo_inverse_product(rows.cosines, rows.norms * rows.inverse, gramian.dtype)
+    weights = weights + ~(rows.norms > 0).any()
     total = weights.sum()
     return restore(weights / (total + (total == 0)), rows, gramian)

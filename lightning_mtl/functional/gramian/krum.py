@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
+from lightning_mtl.functional.gramian.arrays import library
 from lightning_mtl.functional.gramian.unit_rows import restore, unit_rows
 
 
@@ -29,6 +29,7 @@ def krum(gramian: Tensor, n_byzantine: int = 1, n_selected: int = 1) -> Tensor:
         The paper sums squared distances. As in TorchJD the distances themselves are summed.
 
     Example:
+        >>> import torch
         >>> krum(torch.diag(torch.tensor([1.0, 1.0, 1.0, 100.0])) + 1.0, n_byzantine=1, n_selected=3)
         tensor([0.3333, 0.3333, 0.3333, 0.0000])
 
@@ -46,10 +47,12 @@ def krum(gramian: Tensor, n_byzantine: int = 1, n_selected: int = 1) -> Tensor:
     if not 1 <= n_selected <= tasks:
         raise ValueError(f"krum: n_selected must be between 1 and K, got {n_selected} with K = {tasks}; change it.")
     rows = unit_rows(gramian)
-    square = rows.norms.square()
-    products = rows.cosines * torch.outer(rows.norms, rows.norms)
-    distances = (square + square.unsqueeze(-1) - 2 * products).clamp(min=0).sqrt().fill_diagonal_(0)
+    xp = library(rows.norms)
+    norms = rows.norms
+    square = (norms - norms[:, None]) ** 2 + 2 * norms * norms[:, None] * (1 - rows.cosines)
+    distances = xp.sqrt(xp.clip(square, 0, None))
     # The nearest neighbour of a gradient is itself, at distance 0.
-    scores = distances.topk(tasks - n_byzantine - 1, largest=False).values.sum(-1)
-    chosen = scores.topk(n_selected, largest=False).indices
-    return restore(torch.zeros_like(scores).scatter(0, chosen, 1 / n_selected), rows, gramian)
+    place = xp.argsort(xp.argsort(distances, -1), -1)
+    scores = (distances * (place < tasks - n_byzantine - 1)).sum(-1)
+    place = xp.argsort(xp.argsort(scores, -1), -1)
+    return restore((place < n_selected) / n_selected, rows, gramian)

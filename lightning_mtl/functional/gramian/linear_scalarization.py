@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
+from lightning_mtl.functional.gramian.arrays import Array, library, to_array_like
 from lightning_mtl.functional.gramian.unit_rows import restore, unit_rows
 
 
-def preference_vector(preference: Tensor | None, like: Tensor) -> Tensor:
-    """Return the preference in the dtype and on the device of ``like``, or 1/K for each of its entries."""
+def preference_vector(preference: Tensor | None, like: Array) -> Array:
+    """Return the preference as an array of the kind of ``like``, or 1/K for each of its entries."""
     if preference is None:
-        return torch.full_like(like, 1 / like.shape[-1])
-    return preference.detach().to(like).expand_as(like)
+        return library(like).full_like(like, 1 / like.shape[-1])
+    return to_array_like(preference, like)
 
 
 def linear_scalarization(gramian: Tensor, preference: Tensor | None = None) -> Tensor:
@@ -27,6 +27,7 @@ def linear_scalarization(gramian: Tensor, preference: Tensor | None = None) -> T
         - preference: ``(K,)``; returns ``(K,)``.
 
     Example:
+        >>> import torch
         >>> linear_scalarization(torch.eye(2))
         tensor([0.5000, 0.5000])
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from torch import Tensor
 
+from lightning_mtl.functional.gramian.arrays import library, to_array_like
 from lightning_mtl.functional.gramian.min_norm import min_norm_of_rows
 from lightning_mtl.functional.gramian.unit_rows import restore, unit_rows
 
@@ -45,6 +45,7 @@ def mgda(
         Sener & Koltun multiplies the raw gradients by :math:`\alpha`. A normalizer of zero counts as 1.
 
     Example:
+        >>> import torch
         >>> mgda(torch.tensor([[1.0, 0.0], [0.0, 4.0]]))
         tensor([0.8000, 0.2000])
 
@@ -61,13 +62,14 @@ def mgda(
     if normalization in ("loss", "loss+") and losses is None:
         raise ValueError(f"mgda: losses must be given for normalization {normalization!r}, got None; pass them.")
     rows = unit_rows(gramian)
-    if normalization == "none":
-        return restore(min_norm_of_rows(rows.cosines, rows.norms), rows, gramian)
-    divisor = torch.ones_like(rows.norms)
+    xp = library(rows.norms)
+    divisor = xp.ones_like(rows.norms)
     if normalization in ("l2", "loss+"):
-        divisor = divisor * (rows.norms * rows.scale)
+        divisor = divisor * rows.norms
     if losses is not None and normalization in ("loss", "loss+"):
-        divisor = divisor * losses.detach().to(divisor)
-    divisor = torch.where(divisor == 0, 1, divisor)
-    weights = min_norm_of_rows(rows.cosines, rows.norms * rows.scale / divisor) / divisor
+        divisor = divisor * to_array_like(losses, divisor)
+    divisor = xp.where(divisor == 0, 1, divisor)
+    weights = min_norm_of_rows(rows.cosines, rows.norms / divisor, rows.norms >= 0) / divisor
+    if normalization in ("l2", "loss+"):
+        weights = weights / rows.scale
     return restore(weights, rows, gramian)

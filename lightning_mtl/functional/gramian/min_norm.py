@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from lightning_mtl.functional.gramian.nnqp import nonnegative_quadratic_program
+from lightning_mtl.functional.gramian.arrays import Array, identity, library
+from lightning_mtl.functional.gramian.nnqp import solve_program
 from lightning_mtl.functional.gramian.pivoting import jittered
 from lightning_mtl.functional.gramian.unit_rows import restore, unit_rows
 
@@ -27,24 +27,26 @@ def min_norm_point(gramian: Tensor, mask: Tensor | None = None) -> Tensor:
         - returns: ``(K,)``, non-negative with sum 1. Zero vectors, when there are any, share all of the weight.
 
     Example:
+        >>> import torch
         >>> min_norm_point(torch.tensor([[1.0, 0.0], [0.0, 4.0]]))
         tensor([0.8000, 0.2000])
     """
     rows = unit_rows(gramian)
-    return restore(min_norm_of_rows(rows.cosines, rows.norms, mask), rows, gramian)
+    xp = library(rows.norms)
+    kept = rows.norms >= 0 if mask is None else xp.asarray(mask)
+    return restore(min_norm_of_rows(rows.cosines, rows.norms, kept), rows, gramian)
 
 
-def min_norm_of_rows(cosines: Tensor, norms: Tensor, mask: Tensor | None = None) -> Tensor:
+def min_norm_of_rows(cosines: Array, norms: Array, kept: Array) -> Array:
     """Solve the problem of :func:`min_norm_point` for vectors that are given by their cosines and norms."""
-    kept = torch.ones_like(norms, dtype=torch.bool) if mask is None else mask
+    xp = library(norms)
     positive = kept & (norms > 0)
-    closeness = torch.where(positive, 1 / torch.where(positive, norms, 1), 0)  # 1 / norm
-    largest = closeness.amax()
+    closeness = positive / xp.where(positive, norms, 1)
+    largest = closeness.max()
     closeness = closeness / (largest + (largest == 0))
-    eye = torch.eye(norms.shape[-1], dtype=norms.dtype, device=norms.device)
-    matrix = torch.where(positive.unsqueeze(-1) & positive, jittered(cosines) + torch.outer(closeness, closeness), eye)
-    solution = nonnegative_quadratic_program(matrix, -closeness.unsqueeze(0)).squeeze(0)
-    weights = torch.where(positive, solution * closeness, 0)
+    matrix = jittered(cosines) + closeness * closeness[:, None]
+    matrix = xp.where(positive & positive[:, None], matrix, identity(norms))
+    weights = solve_program(matrix, -closeness[None])[0] * closeness
     zero = kept & (norms == 0)
-    weights = torch.where(zero.any(), zero.to(norms.dtype), weights)
+    weights = xp.where(zero.any(), zero * xp.ones_like(weights), weights)
     return weights / weights.sum()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lightning_mtl.functional.gramian.arrays import solver_dtype
 from lightning_mtl.functional.gramian.simplex import project_to_simplex
-from lightning_mtl.functional.gramian.unit_rows import solver_dtype
 
 
 def modo(cross_gramian: Tensor, weights: Tensor, gamma: float = 0.1, rho: float = 0.1) -> Tensor:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
+from lightning_mtl.functional.gramian.arrays import library
 from lightning_mtl.functional.gramian.fairgrad import fair_weights, mean_for_zero_rows
 from lightning_mtl.functional.gramian.unit_rows import restore, unit_rows
 
@@ -36,6 +36,7 @@ def nash_mtl(gramian: Tensor, max_norm: float | None = None) -> Tensor:
         mean of the other weights.
 
     Example:
+        >>> import torch
         >>> nash_mtl(torch.tensor([[1.0, 0.0], [0.0, 4.0]]))
         tensor([1.0000, 0.5000])
 
@@ -46,10 +47,11 @@ def nash_mtl(gramian: Tensor, max_norm: float | None = None) -> Tensor:
     if max_norm is not None and max_norm < 0:
         raise ValueError(f"nash_mtl: max_norm must not be negative, got {max_norm}; use None for no limit.")
     rows = unit_rows(gramian)
-    weights = fair_weights(rows.cosines, torch.ones_like(rows.norms), 1.0)
+    xp = library(rows.norms)
+    weights = fair_weights(rows.cosines, xp.ones_like(rows.norms), 1.0)
     weights = mean_for_zero_rows(weights * rows.inverse / rows.scale, rows.norms)
     if max_norm:
         value = weights * rows.norms * rows.scale
-        length = (value @ rows.cosines @ value).clamp(min=0).sqrt()
-        weights = weights * (max_norm / length).clamp(max=1)
+        length = xp.sqrt(xp.clip(value @ rows.cosines @ value, 0, None))
+        weights = weights * (max_norm / xp.clip(length, max_norm, None))
     return restore(weights, rows, gramian)

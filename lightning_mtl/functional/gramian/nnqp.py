@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_mtl.functional.gramian.arrays import (
+    Array,
+    identity,
+    library,
+    precision,
+    quiet,
+    solve_positive,
+    to_array,
+    to_array_like,
+)
 from lightning_mtl.functional.gramian.pivoting import block_pivoting
-from lightning_mtl.functional.gramian.unit_rows import may_branch
 
 _PIVOTS = 16
 _POLISH = 4
@@ -34,62 +44,74 @@ def nonnegative_quadratic_program(matrix: Tensor, linear: Tensor) -> Tensor:
         >>> nonnegative_quadratic_program(H, torch.tensor([[-3.0, -3.0]], dtype=torch.float64))
         tensor([[1., 1.]], dtype=torch.float64)
     """
-    if may_branch(linear) and float(linear.amin()) >= 0:
-        return torch.zeros_like(linear)
-    eye = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
-    wanted = -linear.unsqueeze(-1)
+    array = to_array(matrix)
+    solution = solve_program(array, to_array_like(linear, array))
+    return torch.as_tensor(solution).to(linear)
 
-    def solve(passive: Tensor) -> tuple[Tensor, Tensor]:
-        column = passive.unsqueeze(-1)
-        factor = torch.linalg.cholesky_ex(torch.where(column & passive.unsqueeze(-2), matrix, eye)).L
-        solution = torch.cholesky_solve(wanted * column, factor).squeeze(-1)
-        margin = torch.where(passive, solution, torch.addmm(linear, solution, matrix))
-        return solution, margin / (1 + torch.linalg.vector_norm(solution, torch.inf, -1, keepdim=True))
 
-    tolerance = 500 * torch.finfo(matrix.dtype).eps
-    first = block_pivoting(solve, linear < 0, _PIVOTS, tolerance)
-    if may_branch(matrix) and bool(first.solved.all()):
-        return first.value.clamp(min=0)
-    interior, slack = _interior_point(matrix, linear)
+def solve_program(matrix: Array, linear: Array) -> Array:
+    """Solve the programs of :func:`nonnegative_quadratic_program` in either array library."""
+    xp = library(linear)
+    passive = linear < 0
+    if isinstance(passive, np.ndarray) and not passive.any():
+        return np.zeros_like(linear)
+    eye = identity(matrix)
+    wanted = -linear[..., None]
+
+    def solve(passive: Array) -> tuple[Array, Array]:
+        column = passive[..., None]
+        block = xp.where(column & passive[..., None, :], matrix, eye)
+        solution = solve_positive(block, wanted * column)[..., 0]
+        margin = xp.where(passive, solution, linear + solution @ matrix)
+        return solution, margin / (1 + xp.amax(xp.abs(solution), -1)[..., None])
+
+    tolerance = 500 * precision(linear)
+    first = block_pivoting(solve, passive, _PIVOTS, tolerance)
+    if isinstance(linear, np.ndarray) and first.solved.all():
+        return np.maximum(first.value, 0)
+    with quiet(linear):
+        interior, slack = interior_point(matrix, linear)
     polished = block_pivoting(solve, interior > slack, _POLISH, tolerance)
-    fallback = torch.where(polished.solved.unsqueeze(-1), polished.value, interior)
-    return torch.where(first.solved.unsqueeze(-1), first.value, fallback).clamp(min=0)
+    fallback = xp.where(polished.solved[..., None], polished.value, interior)
+    return xp.clip(xp.where(first.solved[..., None], first.value, fallback), 0, None)
 
 
-def _interior_point(matrix: Tensor, linear: Tensor) -> tuple[Tensor, Tensor]:
+def interior_point(matrix: Array, linear: Array) -> tuple[Array, Array]:
     """Predictor-corrector method from the point z = y = 1; returns the unknowns and their multipliers."""
-    eye = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
-    eps = torch.finfo(matrix.dtype).eps
-    z = torch.ones_like(linear)
-    y = torch.ones_like(linear)
+    xp = library(linear)
+    eye = identity(matrix)
+    diagonal = xp.diagonal(matrix)
+    eps = precision(linear)
+    z = xp.ones_like(linear)
+    y = xp.ones_like(linear)
     for _ in range(_INTERIOR_STEPS):
-        residual = torch.addmm(linear, z, matrix) - y
-        gap = (z * y).mean(-1, keepdim=True)
-        root = (z / y).sqrt()
-        # Scaled by sqrt(z / y), the Newton matrix has no eigenvalue below 1.
-        factor = torch.linalg.cholesky_ex(eye + matrix * root.unsqueeze(-1) * root.unsqueeze(-2)).L
-        dz, dy = _newton(residual, torch.zeros_like(z), z, y, root, factor)
-        length = torch.minimum(longest_step(z, dz), longest_step(y, dy))
-        predicted = ((z + length * dz) * (y + length * dy)).mean(-1, keepdim=True)
-        dz, dy = _newton(residual, (gap * (predicted / gap) ** 3 - dz * dy) / z, z, y, root, factor)
-        length = 0.995 * torch.minimum(longest_step(z, dz), longest_step(y, dy))
-        usable = (gap > eps * eps) & dz.isfinite().all(-1, keepdim=True) & dy.isfinite().all(-1, keepdim=True)
-        z = torch.where(usable, z + length * dz, z)
-        y = torch.where(usable, y + length * dy, y)
-        if may_branch(z) and not bool(usable.any()):
+        residual = linear + z @ matrix - y
+        gap = (z * y).mean(-1)[..., None]
+        unsolved = gap > eps * eps
+        ratio = xp.where(unsolved, y / z, 1)
+        # The Newton matrix H + diag(y / z), scaled to unit diagonal: its entries span many orders of magnitude.
+        root = 1 / xp.sqrt(diagonal + ratio)
+        newton = (matrix + eye * ratio[..., None]) * root[..., None] * root[..., None, :]
+        dz, dy = _step(residual, 0 * z, z, y, root, newton)
+        length = xp.minimum(longest_step(z, dz), longest_step(y, dy))
+        predicted = ((z + length * dz) * (y + length * dy)).mean(-1)[..., None]
+        dz, dy = _step(residual, (gap * (predicted / gap) ** 3 - dz * dy) / z, z, y, root, newton)
+        length = 0.995 * xp.minimum(longest_step(z, dz), longest_step(y, dy))
+        usable = unsolved & xp.isfinite(dz + dy).all(-1)[..., None]
+        z = xp.where(usable, z + length * dz, z)
+        y = xp.where(usable, y + length * dy, y)
+        if isinstance(usable, np.ndarray) and not usable.any():
             break
     return z, y
 
 
-def _newton(
-    residual: Tensor, correction: Tensor, z: Tensor, y: Tensor, root: Tensor, factor: Tensor
-) -> tuple[Tensor, Tensor]:
+def _step(residual: Array, correction: Array, z: Array, y: Array, root: Array, newton: Array) -> tuple[Array, Array]:
     """Step towards H z + q = y and z * y = z * correction."""
-    right = root * (correction - residual - y)
-    dz = root * torch.cholesky_solve(right.unsqueeze(-1), factor).squeeze(-1)
+    dz = root * solve_positive(newton, (root * (correction - residual - y))[..., None])[..., 0]
     return dz, correction - y - y / z * dz
 
 
-def longest_step(value: Tensor, step: Tensor) -> Tensor:
+def longest_step(value: Array, step: Array) -> Array:
     """Return the longest step up to 1, along the last dimension, that keeps a positive value from being negative."""
-    return torch.where(step < 0, -value / step, torch.inf).amin(-1, keepdim=True).clamp(max=1)
+    xp = library(value)
+    return 1 / xp.clip(xp.amax(-step / value, -1)[..., None], 1, None)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_mtl.functional.gramian.nnqp import nonnegative_quadratic_program
+from lightning_mtl.functional.gramian.arrays import identity, library, precision, to_array_like
+from lightning_mtl.functional.gramian.nnqp import solve_program
 from lightning_mtl.functional.gramian.pivoting import jittered
 from lightning_mtl.functional.gramian.unit_rows import restore, unit_rows
 
@@ -47,29 +48,23 @@ def pcd(gramian: Tensor, tau: float = 0.02, scales: Tensor | None = None) -> Ten
     if not 0 <= tau <= 1:
         raise ValueError(f"pcd: tau must be between 0 and 1, got {tau}; the paper uses 0.02.")
     rows = unit_rows(gramian)
-    if scales is None:
-        lengths = (rows.norms > 0).to(rows.norms)
-    else:
-        lengths = scales.detach().to(rows.norms) * rows.norms * rows.scale
-    first = torch.zeros_like(rows.norms)
-    first[0] = 1
-    size = lengths.amax()
+    xp = library(rows.norms)
+    factors = rows.inverse if scales is None else to_array_like(scales, rows.norms)
+    lengths = factors * rows.norms
+    first = identity(rows.norms)[0]
+    size = lengths.max()
     lengths = lengths / (size + (size == 0))
     primary = first * lengths
     secondary = (first == 0) & (rows.norms > 0)
     # In unit rows: d = primary + sum of z_j >= 0, with <unit row, d> >= tau * length.
-    wanted = torch.where(secondary, tau * lengths, 0)
-    eye = torch.eye(rows.norms.shape[-1], dtype=rows.norms.dtype, device=rows.norms.device)
-    matrix = torch.where(secondary.unsqueeze(-1) & secondary, jittered(rows.cosines), eye)
+    wanted = tau * lengths * secondary
+    matrix = xp.where(secondary & secondary[:, None], jittered(rows.cosines), identity(rows.norms))
     start = rows.cosines @ primary
-    linear = torch.where(secondary, start - wanted, 1)
-    added = nonnegative_quadratic_program(matrix, linear.unsqueeze(0)).squeeze(0)
-    missed = torch.where(secondary, wanted - start - rows.cosines @ added, 0).amax()
-    precision = 10 * max(torch.finfo(gramian.dtype).eps, torch.finfo(rows.norms.dtype).eps)
-    feasible = missed <= 1e-6
-    value = primary + torch.where(feasible, added, 0)
+    added = solve_program(matrix, xp.where(secondary, start - wanted, 1)[None])[0]
+    missed = (secondary * (wanted - start - rows.cosines @ added)).max()
+    value = primary + xp.where(missed <= 1e-6, added, 0)
     square = value @ rows.cosines @ value
-    moving = square > precision * value.abs().sum().square()
-    norm = rows.norms @ first
-    weights = torch.where(moving, value * rows.inverse * norm / torch.where(moving, square, 1).sqrt(), 0)
+    eps = max(torch.finfo(gramian.dtype).eps, precision(value))
+    moving = square > 10 * eps * abs(value).sum() ** 2
+    weights = value * rows.inverse * (rows.norms @ first) * moving / xp.sqrt(xp.where(moving, square, 1))
     return restore(weights, rows, gramian)

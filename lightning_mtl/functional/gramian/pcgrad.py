@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
+from lightning_mtl.functional.gramian.arrays import library
 from lightning_mtl.functional.gramian.unit_rows import restore, unit_rows
 
 
@@ -30,6 +30,7 @@ def pcgrad(gramian: Tensor, order: Tensor) -> Tensor:
         cannot be zero when the inner product is negative; LibMTL adds 1e-8, which matters for gradients of norm 1e-4.
 
     Example:
+        >>> import torch
         >>> pcgrad(torch.tensor([[1.0, -0.5], [-0.5, 1.0]]), torch.tensor([[0, 1], [0, 1]]))
         tensor([1.5000, 1.5000])
 
@@ -38,12 +39,14 @@ def pcgrad(gramian: Tensor, order: Tensor) -> Tensor:
         2020, Alg. 1. https://arxiv.org/abs/2001.06782
     """
     rows = unit_rows(gramian)
-    own = torch.arange(order.shape[0], device=order.device)
-    products = rows.norms.unsqueeze(-1) * rows.cosines  # <g_i^PC, unit row of j>
-    added = torch.zeros_like(products)  # coefficients on the unit rows
-    for visited in order.unbind(-1):
-        index = visited.unsqueeze(-1)
-        step = -products.gather(-1, index).clamp(max=0) * (visited != own).unsqueeze(-1)
-        added = added.scatter_add(-1, index, step)
-        products = torch.addcmul(products, step, rows.cosines[visited])
+    xp = library(rows.norms)
+    sequence = xp.asarray(order)
+    own = xp.cumsum(xp.ones_like(sequence[:, 0]), 0) - 1
+    products = rows.norms[:, None] * rows.cosines  # <g_i^PC, unit row of j>
+    added = xp.zeros_like(products)  # coefficients on the unit rows
+    for position in range(sequence.shape[-1]):
+        visited = sequence[:, position]
+        step = xp.clip(-products[own, visited], 0, None) * (visited != own)
+        added[own, visited] += step
+        products = products + step[:, None] * rows.cosines[visited]
     return restore(1 + rows.inverse * added.sum(0), rows, gramian)

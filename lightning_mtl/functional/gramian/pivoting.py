@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
 import torch
-from torch import Tensor
 
-from lightning_mtl.functional.gramian.unit_rows import may_branch
+from lightning_mtl.functional.gramian.arrays import Array, identity, library, precision
 
-Solve = Callable[[Tensor], tuple[Tensor, Tensor]]
+Solve = Callable[[Array], tuple[Array, Array]]
 
 
 class Pivoted(NamedTuple):
@@ -22,11 +22,11 @@ class Pivoted(NamedTuple):
         solved: Whether all complementarity conditions hold, ``(B,)`` bool.
     """
 
-    value: Tensor
-    solved: Tensor
+    value: Array
+    solved: Array
 
 
-def jittered(cosines: Tensor, first: float | None = None) -> Tensor:
+def jittered(cosines: Array, first: float | None = None) -> Array:
     """Add the smallest multiple of the identity that makes a matrix of cosines numerically positive definite.
 
     The multiple is the first of a geometric ladder for which a Cholesky factorization succeeds: 1e-14 for a Gramian in
@@ -40,19 +40,24 @@ def jittered(cosines: Tensor, first: float | None = None) -> Tensor:
     Shape:
         - cosines: ``(K, K)``; returns ``(K, K)``.
     """
-    eye = torch.eye(cosines.shape[-1], dtype=cosines.dtype, device=cosines.device)
-    unit = 50 * torch.finfo(cosines.dtype).eps if first is None else first
-    # On the CPU the first step alone tells whether the rest of the ladder is needed.
-    if may_branch(cosines):
-        shifted = torch.add(cosines, eye, alpha=unit)
-        if int(torch.linalg.cholesky_ex(shifted).info) == 0:
-            return shifted
-    ladder = unit * 10.0 ** torch.arange(0, 18, 2, dtype=cosines.dtype, device=cosines.device)
+    eye = identity(cosines)
+    unit = 50 * precision(cosines) if first is None else first
+    powers = range(0, 18, 2)
+    if isinstance(cosines, np.ndarray):
+        for power in powers:
+            shifted = cosines + eye * (unit * 10.0**power)
+            try:
+                np.linalg.cholesky(shifted)
+            except np.linalg.LinAlgError:
+                continue
+            break
+        return shifted
+    ladder = torch.tensor([unit * 10.0**power for power in powers], dtype=cosines.dtype, device=cosines.device)
     failed = torch.linalg.cholesky_ex(cosines + eye * ladder.view(-1, 1, 1)).info != 0
-    return cosines + eye * ladder.index_select(0, failed.sum().clamp(max=8).unsqueeze(0))
+    return cosines + eye * ladder.index_select(0, failed.sum().clamp(max=len(powers) - 1).unsqueeze(0))
 
 
-def block_pivoting(solve: Solve, passive: Tensor, steps: int, tolerance: float) -> Pivoted:
+def block_pivoting(solve: Solve, passive: Array, steps: int, tolerance: float) -> Pivoted:
     r"""Find the set of positive unknowns of a batch of complementarity problems.
 
     Every step solves the problem with the unknowns outside of the passive set fixed to zero, then moves all indices
@@ -60,8 +65,8 @@ def block_pivoting(solve: Solve, passive: Tensor, steps: int, tolerance: float) 
     only the last violating index moves until the number falls, a rule under which the method is finite for positive
     definite linear complementarity problems. Two to nine steps are typical for K between 2 and 40.
 
-    On the CPU the loop stops as soon as every problem is solved; elsewhere it always runs ``steps`` steps, in which
-    solved problems stay as they are, so that no value is read back from the device.
+    On NumPy arrays the loop stops as soon as every problem is solved; on tensors it always runs ``steps`` steps, in
+    which solved problems stay as they are, so that no value is read back from the device.
 
     Args:
         solve: Maps a passive set ``(B, K)`` (bool) to the unknowns, which are zero outside of the set, and to the
@@ -71,38 +76,36 @@ def block_pivoting(solve: Solve, passive: Tensor, steps: int, tolerance: float) 
         steps: Largest number of steps.
         tolerance: Violations up to this one count as rounding errors.
 
+    Raises:
+        ValueError: If ``steps`` is not positive.
+
     References:
         Júdice, Pires. *A block principal pivoting algorithm for large-scale strictly monotone linear complementarity
         problems*. Computers & Operations Research, 1994. https://doi.org/10.1016/0305-0548(94)90106-6
     """
-    patience = 3
-    size = passive.shape[-1]
-    early_exit = may_branch(passive)
-    index = torch.arange(size, device=passive.device)
-    fewest = torch.full_like(passive[..., 0], size + 1, dtype=torch.long)
-    left = torch.full_like(fewest, patience)
-    best: Tensor | None = None
-    smallest: Tensor | None = None
-    for step in range(steps):
-        value, margin = solve(passive)
-        if early_exit and float(margin.amin()) >= -tolerance:
-            return Pivoted(value, torch.ones_like(margin[..., 0], dtype=torch.bool))
-        violated = margin < -tolerance
-        violation = -margin.amin(-1)
-        if best is None or smallest is None:
-            best, smallest = value, violation
-        else:
-            better = violation < smallest
-            best = torch.where(better.unsqueeze(-1), value, best)
-            smallest = torch.where(better, violation, smallest)
-        if step < steps - 1:
-            count = violated.sum(-1)
-            fewer = count < fewest
-            fewest = torch.minimum(fewest, count)
-            move_all = fewer | (left > 0)
-            left = torch.where(fewer, patience, left - 1)
-            last = violated & (index == (violated * (index + 1)).amax(-1, keepdim=True) - 1)
-            passive = passive ^ torch.where(move_all.unsqueeze(-1), violated, last)
-    if best is None or smallest is None:
+    if steps < 1:
         raise ValueError(f"block_pivoting: steps must be positive, got {steps}; use at least 1.")
+    xp = library(passive)
+    patience = 3
+    rank = xp.cumsum(xp.ones_like(passive, dtype=xp.int64), -1)  # 1 ... K
+    fewest = rank[..., -1] + 1
+    left = xp.full_like(fewest, patience)
+    best: Array = None
+    smallest: Array = None
+    for _ in range(steps):
+        value, margin = solve(passive)
+        violated = margin < -tolerance
+        if isinstance(violated, np.ndarray) and not violated.any():
+            return Pivoted(value, np.ones(violated.shape[:-1], dtype=bool))
+        violation = -xp.amin(margin, -1)
+        better = violation < xp.inf if smallest is None else violation < smallest
+        best = value if best is None else xp.where(better[..., None], value, best)
+        smallest = violation if smallest is None else xp.where(better, violation, smallest)
+        count = violated.sum(-1)
+        fewer = count < fewest
+        fewest = xp.minimum(fewest, count)
+        move_all = fewer | (left > 0)
+        left = xp.where(fewer, patience, left - 1)
+        last = violated & (rank == xp.amax(violated * rank, -1)[..., None])
+        passive = passive ^ xp.where(move_all[..., None], violated, last)
     return Pivoted(best, smallest <= tolerance)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from lightning_mtl.functional.gramian.min_norm import min_norm_point
+from lightning_mtl.functional.gramian.arrays import identity, library, to_array_like
+from lightning_mtl.functional.gramian.min_norm import min_norm_of_rows
 from lightning_mtl.functional.gramian.unit_rows import restore, unit_rows
 
 
@@ -40,6 +40,7 @@ def pmtl(gramian: Tensor, losses: Tensor, preferences: Tensor, index: int, initi
         their absolute values, which is left to the caller.
 
     Example:
+        >>> import torch
         >>> rays = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
         >>> pmtl(torch.eye(2), torch.tensor([1.0, 2.0]), rays, index=0)
         tensor([0.2000, 0.4000])
@@ -53,17 +54,20 @@ def pmtl(gramian: Tensor, losses: Tensor, preferences: Tensor, index: int, initi
             f"pmtl: index must be a row of preferences, got {index} with {len(preferences)} rows; correct it."
         )
     rows = unit_rows(gramian)
-    rays = preferences.detach().to(rows.norms)
+    xp = library(rows.norms)
+    rays = to_array_like(preferences, rows.norms)
     differences = rays - rays[index]
-    violated = differences @ losses.detach().to(rows.norms) > 0
-    tasks = torch.eye(rows.norms.shape[-1], dtype=rays.dtype, device=rays.device)
-    coefficients = torch.cat([tasks, differences])
-    products = rows.cosines * torch.outer(rows.norms, rows.norms)
-    first = torch.ones_like(rows.norms, dtype=torch.bool)
+    violated = differences @ to_array_like(losses, rows.norms) > 0
+    coefficients = xp.concatenate([identity(rows.norms), differences], 0)
+    products = coefficients @ (rows.cosines * rows.norms * rows.norms[:, None]) @ coefficients.T
+    tasks = rows.norms >= 0
     if initial:
-        first = (~violated.any()).expand_as(first)
-    alpha = min_norm_point(coefficients @ products @ coefficients.T, torch.cat([first, violated]))
-    weights = alpha @ coefficients
+        tasks = tasks & ~violated.any()
+    norms = xp.sqrt(xp.clip(xp.diagonal(products), 0, None))
+    unit = (norms > 0) / xp.where(norms > 0, norms, 1)
+    eye = identity(norms)
+    cosines = xp.where(eye == 1, eye, products * unit * unit[:, None])
+    weights = min_norm_of_rows(cosines, norms, xp.concatenate([tasks, violated], 0)) @ coefficients
     if initial:
-        weights = torch.where(violated.any(), weights, 0)
+        weights = weights * violated.any()
     return restore(weights, rows, gramian)

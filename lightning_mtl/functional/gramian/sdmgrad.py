@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lightning_mtl.functional.gramian.arrays import solver_dtype
 from lightning_mtl.functional.gramian.linear_scalarization import preference_vector
 from lightning_mtl.functional.gramian.simplex import project_to_simplex
-from lightning_mtl.functional.gramian.unit_rows import solver_dtype
 
 
 def sdmgrad(

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from lightning_mtl.functional.gramian.arrays import Array, identity, library, to_array
 
 
 class UnitRows(NamedTuple):
     """A Gramian written as ``norms[:, None] * cosines * norms``, up to the square of one common scale.
+
+    The fields are NumPy arrays for a Gramian on the CPU, else tensors.
 
     Attributes:
         cosines: Inner products of the unit rows, ``(K, K)``, in the solver's dtype. Its diagonal is exactly 1; a zero
@@ -21,16 +26,11 @@ class UnitRows(NamedTuple):
             identity matrix then, so that no factorization fails; :func:`restore` puts the NaN back.
     """
 
-    cosines: Tensor
-    norms: Tensor
-    inverse: Tensor
-    scale: Tensor
-    finite: Tensor
-
-
-def solver_dtype(device: torch.device) -> torch.dtype:
-    """Return float64, or float32 on devices that have no float64."""
-    return torch.float32 if device.type == "mps" else torch.float64
+    cosines: Array
+    norms: Array
+    inverse: Array
+    scale: Array
+    finite: Array
 
 
 def unit_rows(gramian: Tensor) -> UnitRows:
@@ -45,29 +45,30 @@ def unit_rows(gramian: Tensor) -> UnitRows:
         - gramian: ``(K, K)``.
 
     Example:
-        >>> unit_rows(torch.tensor([[4.0, 1.0], [1.0, 1.0]])).cosines
-        tensor([[1.0000, 0.5000],
-                [0.5000, 1.0000]], dtype=torch.float64)
+        >>> print(unit_rows(torch.tensor([[4.0, 1.0], [1.0, 1.0]])).cosines)
+        [[1.  0.5]
+         [0.5 1. ]]
     """
-    gramian = gramian.detach().to(solver_dtype(gramian.device))
-    finite = (gramian - gramian == 0).all()
-    if not (may_branch(finite) and bool(finite)):
-        gramian = torch.where(finite, gramian, torch.eye(gramian.shape[-1], dtype=gramian.dtype, device=gramian.device))
-    absolute = gramian.diagonal().clamp(min=0).sqrt()
-    largest = absolute.amax()
-    scale = largest + (largest == 0)
+    array = to_array(gramian)
+    xp = library(array)
+    finite = xp.isfinite(array).all()
+    eye = identity(array)
+    if not (isinstance(array, np.ndarray) and finite):
+        array = xp.where(finite, array, eye)
+    absolute = xp.sqrt(abs(xp.diagonal(array)))
+    scale = absolute.max()
+    scale = scale + (scale == 0)
     norms = absolute / scale
-    inverse = norms.reciprocal().nan_to_num(posinf=0.0)
+    positive = norms > 0
+    inverse = positive / (norms + ~positive)
     unit = inverse / scale
-    cosines = (gramian * unit * unit.unsqueeze(-1)).fill_diagonal_(1)
+    cosines = xp.where(eye == 1, eye, array * unit * unit[:, None])
     return UnitRows(cosines, norms, inverse, scale, finite)
 
 
-def restore(weights: Tensor, rows: UnitRows, gramian: Tensor) -> Tensor:
-    """Cast weights back to the dtype of the Gramian and make them NaN where the Gramian was not finite."""
-    return torch.where(rows.finite, weights, torch.nan).to(gramian.dtype)
-
-
-def may_branch(tensor: Tensor) -> bool:
-    """Tell whether Python may look at the tensor's values at no cost: on the CPU and outside of a compiler."""
-    return tensor.device.type == "cpu" and not torch.compiler.is_compiling() and type(tensor) is Tensor
+def restore(weights: Array, rows: UnitRows, gramian: Tensor) -> Tensor:
+    """Return weights as a tensor in the dtype of the Gramian, NaN where the Gramian was not finite."""
+    if isinstance(weights, np.ndarray):
+        return torch.from_numpy(weights if rows.finite else np.full_like(weights, np.nan)).to(gramian.dtype)
+    restored: Tensor = torch.where(rows.finite, weights, torch.nan)
+    return restored.to(gramian.dtype)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from lightning_mtl.functional.gramian.linear_scalarization import preference_vector
-from lightning_mtl.functional.gramian.nnqp import nonnegative_quadratic_program
+from lightning_mtl.functional.gramian.nnqp import solve_program
 from lightning_mtl.functional.gramian.pivoting import jittered
 from lightning_mtl.functional.gramian.unit_rows import restore, unit_rows
 
@@ -45,6 +45,6 @@ def upgrad(gramian: Tensor, preference: Tensor | None = None) -> Tensor:
     """
     rows = unit_rows(gramian)
     start = preference_vector(preference, rows.norms)
-    added = nonnegative_quadratic_program(jittered(rows.cosines), rows.cosines)
+    added = solve_program(jittered(rows.cosines), rows.cosines)
     weights = start + rows.inverse * ((start * rows.norms) @ added)
     return restore(weights, rows, gramian)
