@@ -1,7 +1,7 @@
 """Balancers on Multi-MNIST: test accuracy of both digits, and the change against single-task networks.
 
-Every run trains the shared LeNet of Sener and Koltun with one hidden layer of 50 units a task, Adam 1e-3, batches of
-128, on a reduced number of pairs, and is evaluated once on pairs of the test digits after the last epoch; no run is
+Every run trains the shared LeNet of Sener and Koltun with one hidden layer of 50 units a task, Adam 1e-3, on
+a reduced number of pairs, and is evaluated once on pairs of the test digits after the last epoch; no run is
 chosen by its validation. The initial weights, pairs and their order depend on the seed alone. Every finished run is a
 line in a file, so that the command goes on where it was stopped.
 
@@ -73,7 +73,7 @@ def train(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """Train and test one network; the name of a task trains it alone."""
     trained = (name,) if name in TASKS else TASKS
     data = MultiMNISTDataModule(
-        options.data, options.pairs, 128, options.test_pairs, tasks=trained, batch_size=128, seed=seed
+        options.data, options.pairs, 128, options.test_pairs, tasks=trained, batch_size=options.batch_size, seed=seed
     )
     tasks = {task: MulticlassClassification(num_classes=10, head=head) for task in trained}
     pl.seed_everything(seed, verbose=False)
@@ -97,7 +97,9 @@ def train(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
 
 def setting(options: argparse.Namespace) -> str:
     """Return what all runs of one table have in common."""
-    return f"{options.pairs} pairs, {options.epochs} epochs, {options.test_pairs} test pairs"
+    return (
+        f"{options.pairs} pairs, {options.epochs} epochs, batch {options.batch_size}, {options.test_pairs} test pairs"
+    )
 
 
 def read(path: Path, wanted: str) -> list[dict[str, Any]]:
@@ -153,9 +155,10 @@ def main() -> None:
     parser.add_argument("--data", help="folder of the four MNIST files; default: $LIGHTNING_MTL_DATA/mnist")
     parser.add_argument("--runs", nargs="+", default=[*TASKS, *RUNS], choices=[*TASKS, *RUNS], metavar="NAME")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--pairs", type=int, default=6000, help="training pairs")
-    parser.add_argument("--test-pairs", type=int, default=10000)
-    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--pairs", type=int, default=4000, help="training pairs")
+    parser.add_argument("--test-pairs", type=int, default=5000)
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--results", type=Path, default=Path("runs/multi_mnist.jsonl"))
     parser.add_argument("--table", action="store_true", help="only print the table of the finished runs")
     options = parser.parse_args()
@@ -172,7 +175,7 @@ def main() -> None:
             with options.results.open("a") as file:
                 file.write(json.dumps(result) + "\n")
             print(f"{name}, seed {seed}: {result['accuracy']}, {result['cpu_seconds']:.1f} s", flush=True)
-    print(f"{setting(options)}, batch 128, Adam 1e-3, seeds {options.seeds}\n")
+    print(f"{setting(options)}, Adam 1e-3, seeds {options.seeds}\n")
     print(table(read(options.results, setting(options))))
 
 
