@@ -22,6 +22,7 @@ from lightning_mtl.balancers import (
     PBI,
     PCD,
     PMTL,
+    SAM,
     AlignedMTL,
     Balancer,
     CAGrad,
@@ -32,6 +33,7 @@ from lightning_mtl.balancers import (
     ExcessMTL,
     FairGrad,
     FixedWeighting,
+    FlatRegions,
     GeometricLoss,
     GradDrop,
     GradientOptions,
@@ -218,8 +220,25 @@ GRADIENT_WEIGHTING = [
     ),
 ]
 
-# RotoGrad works with an encoder of its own; tested in test_rotograd.py.
-CASES = LOSS_WEIGHTING + GRADIENT_WEIGHTING
+SHARPNESS_AWARE = [
+    gradient_case("flat-linear", lambda o: FlatRegions(LinearScalarization(**o), 0.1), total=one),
+    gradient_case(
+        "flat-pcgrad", lambda o: FlatRegions(PCGrad(**o), 0.5), lambda: FlatRegions(PCGrad(), 0.5), permutable=False
+    ),
+    gradient_case(
+        "flat-gradvac",
+        lambda o: FlatRegions(GradVac(0.3, **o), 0.5, 0.1, norm_scope="joint"),
+        lambda: FlatRegions(GradVac(0.3), 0.5, 0.1, norm_scope="joint"),
+        permutable=False,
+    ),
+    gradient_case("flat-moco-plain", lambda o: FlatRegions(MoCo(**o), 0.05, adaptive=False), combines=False),
+    gradient_case("flat-mgda-direct", lambda o: FlatRegions(MGDA(**o), 0.5, aggregate="direct"), total=one),
+    gradient_case("sam", lambda o: SAM(o["tasks"]), SAM, float),
+    gradient_case("sam-adaptive", lambda o: SAM(o["tasks"], 0.5, adaptive=True), None, float),
+]
+
+# SharpnessAware is their base class. RotoGrad works with an encoder of its own; tested in test_rotograd.py.
+CASES = LOSS_WEIGHTING + GRADIENT_WEIGHTING + SHARPNESS_AWARE
 
 TASKS = ("a", "b", "c")
 
@@ -247,6 +266,17 @@ class Toy(nn.Module):
     def mean_losses(self, inputs: Tensor, targets: Tensor, tasks: Sequence[str] | None = None) -> dict[str, Tensor]:
         return {name: loss.mean() for name, loss in self.losses(inputs, targets, tasks).items()}
 
+    def balance(
+        self, balancer: Balancer, inputs: Tensor, targets: Tensor, tasks: Sequence[str] | None = None
+    ) -> Tensor:
+        """Return the balancer's scalar for a batch."""
+
+        def recompute(wanted: Sequence[str] | None = None) -> dict[str, Tensor]:
+            return self.mean_losses(inputs, targets, tasks if wanted is None else wanted)
+
+        total: Tensor = balancer(recompute(), shared=self.encoder.parameters(), recompute=recompute)
+        return total
+
 
 def toy_batches(count: int, rows: int = 8, dtype: torch.dtype = torch.float32) -> list[tuple[Tensor, Tensor]]:
     generator = torch.Generator().manual_seed(3)
@@ -271,8 +301,7 @@ def train(
     for step, (inputs, targets) in enumerate(batches):
         names = [name for name in model.heads if name != skip or step % 2 == 0]
         optimizer.zero_grad()
-        total = balancer(model.mean_losses(inputs, targets, names), shared=model.encoder.parameters())
-        total.backward()
+        model.balance(balancer, inputs, targets, names).backward()
         optimizer.step()
         if balancer.needs_losses_after_step:
             with torch.no_grad():
@@ -283,10 +312,13 @@ def train(
     return found
 
 
-def linear_losses(values: Mapping[str, float], dtype: torch.dtype = torch.float32) -> tuple[dict[str, Tensor], Tensor]:
+def linear_losses(
+    values: Mapping[str, float], dtype: torch.dtype = torch.float32, leaf: Tensor | None = None
+) -> tuple[dict[str, Tensor], Tensor]:
     """Return losses of these values whose gradients are in proportion to them, and the shared leaf they depend on."""
     generator = torch.Generator().manual_seed(1)
-    leaf = torch.ones(6, dtype=dtype, requires_grad=True)
+    if leaf is None:
+        leaf = torch.ones(6, dtype=dtype, requires_grad=True)
     losses = {}
     for name in sorted(values):
         share = torch.rand(6, generator=generator, dtype=torch.float64) + 0.1

@@ -25,8 +25,7 @@ class Joint(nn.Module):
         self.balancer = case.build(TASKS).double()
 
     def forward(self, inputs: Tensor, targets: Tensor, names: list[str]) -> Tensor:
-        losses = self.model.mean_losses(inputs, targets, names)
-        total: Tensor = self.balancer(losses, shared=self.model.encoder.parameters())
+        total = self.model.balance(self.balancer, inputs, targets, names)
         idle = [p for name, head in self.model.heads.items() if name not in names for p in head.parameters()]
         return total + sum(0.0 * parameter.sum() for parameter in idle)
 

@@ -100,7 +100,7 @@ class SAM(SharpnessAware):
             gradient = mean_over_ranks(self._gradient(group, graph, scale))
             values = torch.stack([loss.detach().to(dtype) for loss in losses.values()])
             self._remember_weights(names, torch.ones_like(values))
-            if self._overflowed(gradient, scale, "the gradient"):
+            if self._overflowed(gradient, scale, losses, ""):
                 return self._skip(group, values)
             steps = perturbations([(gradient, group.weights, self.rho)], self.adaptive, self.eta)
         with moved([group], steps):
@@ -112,7 +112,7 @@ class SAM(SharpnessAware):
             flags = (~found.isfinite().all()).to(dtype).unsqueeze(0)
             rises, bad = torch.split(mean_over_ranks(torch.cat([rises, flags])), [len(names), 1])
             self._sharpness = dict(zip(names, rises.unbind(), strict=True))
-            if self._overflowed(torch.where(bad > 0, torch.nan, bad), scale, "the gradient at the perturbed point"):
+            if self._overflowed(torch.where(bad > 0, torch.nan, bad), scale, again, " at the perturbed parameters"):
                 return self._skip(group, values)
             return inject(values.sum(), leaves, group.as_gradients(found))
 
@@ -125,14 +125,15 @@ class SAM(SharpnessAware):
         vector = group.pack(found)
         return vector if scale is None else vector / scale.to(vector.dtype)
 
-    def _overflowed(self, gradient: Tensor, scale: Tensor | None, what: str) -> bool:
+    def _overflowed(self, gradient: Tensor, scale: Tensor | None, losses: dict[str, Tensor], where: str) -> bool:
         """Return whether the scaler has to skip the step; raise where there is none."""
         if bool(gradient.isfinite().all()):
             return False
         if scale is None:
+            bad = [name for name, loss in losses.items() if not bool(loss.isfinite())] or list(losses)
             raise NonFiniteGradientError(
-                f"SAM: {what} of the sum of the losses is not finite at step {self.steps}; lower rho or the learning "
-                "rate, or look at the losses."
+                f"SAM: the gradient{where} of {', '.join(map(repr, bad))} is not finite at step {self.steps}; lower "
+                "rho or the learning rate, or look at that loss."
             )
         return True
 
