@@ -78,7 +78,7 @@ CASES = {
     "pcd": Case(F.pcd, ordered=True),
     "pcgrad": Case(lambda g: F.pcgrad(g, visits(len(g))), ordered=True),
     "pmtl": Case(lambda g: F.pmtl(g, losses(g), torch.eye(len(g), dtype=g.dtype), 0), signed=True, ordered=True),
-    "sdmgrad": Case(lambda g: F.sdmgrad(g, even(g))[0], total=1.0),
+    "sdmgrad": Case(lambda g: F.sdmgrad(g, even(g), n_iter=5)[0], total=1.0),
     "upgrad": Case(F.upgrad),
 }
 

@@ -164,7 +164,7 @@ def short_loops(monkeypatch: pytest.MonkeyPatch) -> None:
         (nnqp, "_INTERIOR_STEPS"),
         (nnqp, "_POLISH"),
     ]:
-        monkeypatch.setattr(module, constant, 2 if constant == "_PIVOTS" else 1)
+        monkeypatch.setattr(module, constant, 1)
 
 
 @each
@@ -195,6 +195,16 @@ def test_the_path_without_early_exits_is_finite_for_degenerate_gradients(
     for kind in ("opposite", "zero row", "all zero"):
         assert case.weights(gram(gradients(kind, 3)).float()).isfinite().all()
     assert case.weights(torch.full((3, 3), math.nan)).isnan().all()
+
+
+@each
+def test_devices_without_float64_get_single_precision(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = gradients("random", 4)
+    expected = case.weights(gram(rows))
+    monkeypatch.setattr(arrays, "is_host", lambda tensor: False)
+    monkeypatch.setattr(arrays, "solver_dtype", lambda device: torch.float32)
+    weights = case.weights(gram(rows).float())
+    torch.testing.assert_close(weights.double(), expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
 
 
 @each

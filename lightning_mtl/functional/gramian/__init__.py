@@ -3,7 +3,8 @@
 Every function takes inner products ``(K, K)`` and returns weights ``(K,)`` of the same dtype on the same device; the
 update is the weighted sum of the task gradients. All are computed in float64 (float32 on devices without it) on the
 matrix of cosines and carry no gradient. Nothing is read back from an accelerator, and every function compiles to one
-graph; on the CPU, NumPy does the arithmetic and loops stop early. A Gramian with a NaN or an infinity gives NaN weights.
+graph; on the CPU, NumPy does the arithmetic and loops stop early. A Gramian with a NaN or an infinity gives NaN
+weights.
 """
 
 from lightning_mtl.functional.gramian.aligned_mtl import aligned_mtl

@@ -7,13 +7,12 @@ from typing import Literal
 import numpy as np
 from torch import Tensor
 
-from lightning_mtl.functional.gramian.arrays import Array, identity, library, solve_positive
+from lightning_mtl.functional.gramian.arrays import Array, identity, library, precision, solve_positive
 from lightning_mtl.functional.gramian.nnqp import solve_program
 from lightning_mtl.functional.gramian.pivoting import block_pivoting, jittered
 from lightning_mtl.functional.gramian.unit_rows import restore, unit_rows
 
 _PIVOTS = 20
-_TOLERANCE = 1e-12
 
 
 def cagrad(gramian: Tensor, c: float = 0.5, rescale: Literal[0, 1, 2] = 0) -> Tensor:
@@ -70,8 +69,9 @@ def cagrad(gramian: Tensor, c: float = 0.5, rescale: Literal[0, 1, 2] = 0) -> Te
     largest = rows.inverse.max()
     closeness = rows.inverse / (largest + (largest == 0))
     start = positive & (ascent * rows.norms <= (ascent * mean).sum())
+    tolerance = 5000 * precision(matrix)
     pivoted = block_pivoting(
-        lambda passive: _stationary_point(matrix, ascent, closeness, c, passive), start[None], _PIVOTS, _TOLERANCE
+        lambda passive: _stationary_point(matrix, ascent, closeness, c, passive), start[None], _PIVOTS, tolerance
     )
     value = xp.clip(pivoted.value[0], 0, None)
     if not (isinstance(pivoted.solved, np.ndarray) and pivoted.solved.all()):
