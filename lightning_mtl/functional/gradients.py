@@ -27,10 +27,10 @@ def row_products(left: Tensor, right: Tensor) -> Tensor:
         - left: ``(K, P)``; right: ``(J, P)``; returns ``(K, J)``.
     """
     columns = left.shape[1]
+    if columns <= 4 * _BLOCK:
+        return left @ right.T
     whole = columns // _BLOCK * _BLOCK
     tail = left[:, whole:] @ right[:, whole:].T
-    if not whole:
-        return tail
     wide = left.dtype if left.device.type == "mps" else torch.float64
     blocks = [matrix[:, :whole].view(len(matrix), -1, _BLOCK).transpose(0, 1) for matrix in (left, right)]
     products = torch.bmm(blocks[0], blocks[1].transpose(1, 2))
@@ -126,7 +126,7 @@ class _Injection(torch.autograd.Function):
     def forward(
         ctx: Any, value: Tensor, factor: Tensor | None, keep: Tensor | None, gradients: list[Tensor], *tensors: Tensor
     ) -> Tensor:
-        ctx.factor, ctx.keep, ctx.gradients = factor, keep, gradients
+        ctx.factor, ctx.keep, ctx.gradients, ctx.count = factor, keep, gradients, len(gradients)
         ctx.set_materialize_grads(False)
         return value.clone()
 
@@ -135,15 +135,29 @@ class _Injection(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor | None) -> tuple[Tensor | None, ...]:
         gradients = ctx.gradients
         if grad_output is None:
-            return (None,) * (4 + len(gradients))
+            return (None,) * (4 + ctx.count)
+        if gradients is None:
+            raise RuntimeError(
+                "the scalar of a gradient balancer was passed backward twice; keep its graph with "
+                "backward(retain_graph=True) the first time."
+            )
         factor = grad_output if ctx.factor is None else grad_output * ctx.factor
-        if all(gradient.device == factor.device for gradient in gradients):
-            scaled = list(torch._foreach_mul(gradients, factor))
-        else:
-            scaled = [gradient * factor.to(gradient.device) for gradient in gradients]
         if ctx.keep is not None:
-            scaled = [torch.where(ctx.keep, gradient, torch.zeros_like(gradient)) for gradient in scaled]
+            scaled = [torch.where(ctx.keep, gradient * factor, torch.zeros_like(gradient)) for gradient in gradients]
+        elif any(gradient.device != factor.device for gradient in gradients):
+            scaled = [gradient * factor.to(gradient.device) for gradient in gradients]
+        elif _graph_is_kept():
+            scaled = list(torch._foreach_mul(gradients, factor))
+        else:  # nobody will ask again: multiply in place, and leave the leaves as the only owners
+            scaled, ctx.gradients = gradients, None
+            if factor.device.type != "cpu" or float(factor) != 1.0:
+                torch._foreach_mul_(scaled, factor)
         return (None, None, None, None, *scaled)
+
+
+def _graph_is_kept() -> bool:
+    kept = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
+    return kept is None or bool(kept())
 
 
 def inject(
@@ -156,8 +170,8 @@ def inject(
     """Return a scalar with this value whose backward adds these gradients to these tensors.
 
     The gradients are multiplied by whatever gradient reaches the scalar, so loss scales and the divisor of gradient
-    accumulation act on them as on any loss. Every backward hands out fresh tensors, which leaves take over without a
-    copy; all hooks of the tensors fire once.
+    accumulation act on them as on any loss. Leaves take them over without a copy; all hooks of the tensors fire once.
+    The gradients belong to the scalar from now on: unless its graph is kept, its backward changes them in place.
 
     Args:
         value: Value of the scalar; it is detached.

@@ -68,9 +68,15 @@ class Engine(ABC):
 
 def seeds(graph: TaskGraph, scale: Tensor | None) -> list[Tensor]:
     """Return the gradient with which each loss starts: the loss scale, in the loss's dtype."""
-    if scale is None:
-        return [torch.ones_like(loss) for loss in graph.losses]
-    return [scale.to(loss.dtype) for loss in graph.losses]
+    start = graph.losses[0].new_ones(()) if scale is None else scale
+    made: dict[tuple[torch.dtype, torch.device], Tensor] = {}
+    starts = []
+    for loss in graph.losses:
+        kind = loss.dtype, loss.device
+        if kind not in made:
+            made[kind] = start.to(loss.device, loss.dtype)
+        starts.append(made[kind])
+    return starts
 
 
 class HeadPass:
@@ -86,8 +92,7 @@ class HeadPass:
         found: list[tuple[Tensor | None, ...]] = []
         live = [task for task, root in enumerate(graph.roots) if root is not None]
         inputs = [[*map(as_input, graph.cuts[task]), *graph.heads[task]] for task in live]
-        places = {edge for cut in graph.cuts for edge in cut}
-        with tensor_hooks_off(graph.own_leaves), blocked(places if len(places) > 1 else ()):
+        with tensor_hooks_off(graph.own_leaves), blocked(graph.places):
             if graph.separate:
                 joined = iter(
                     differentiate(

@@ -52,6 +52,7 @@ class Engines:
         self.mixed_batched = MixedEngine(True, dtype)
         self.report = "no step yet"
         """What was chosen in the last step, and why."""
+        self._told: tuple[str, str, int] | None = None
 
     def gradients(self, graph: TaskGraph, scale: Tensor | None, matrix: bool) -> TaskGradients:
         """Differentiate the losses with the engine that suits.
@@ -65,7 +66,9 @@ class Engines:
             RuntimeError: If ``engine="batched"`` was asked for and some operation cannot be vectorized.
         """
         name, reason, taps = self._choose(graph, matrix)
-        self.report = f"{name}: {reason}"
+        if (key := (name, reason, len(taps))) != self._told:
+            self._told = key
+            self.report = f"{name}: {reason.format(_extent(graph, taps))}"
         if name == "mixed":
             return self.mixed.gradients(graph, scale, taps)
         if name == "mixed, batched":
@@ -78,14 +81,12 @@ class Engines:
         if self.name in ("sequential", "batched"):
             return self.name, "as asked for", []
         count = len(graph.losses)
-        trunk = {type(node).__name__ for node in graph.trunk}
         if count == 1:
             return "sequential", "a single task needs a single pass", []
-        if any("Compiled" in kind for kind in trunk):
+        kinds = {type(node).__name__ for node in graph.trunk}
+        if "CompiledFunctionBackward" in kinds:
             return "sequential", "the trunk is compiled, so its layers cannot be told apart", []
-        work, linear = _work(graph)
-        small = work < _SMALL_PASS.get(graph.losses[0].device.type, _SMALL_PASS_ELSEWHERE)
-        together = small and linear > 0 and trunk <= _VECTORIZABLE_NODES and graph.meets
+        together = kinds <= _VECTORIZABLE_NODES and graph.meets and _is_small(graph)
         if matrix or is_distributed():
             why = "the method needs all gradients" if matrix else "Gramians of averaged gradients need all gradients"
             return ("batched" if together else "sequential"), why, []
@@ -94,21 +95,22 @@ class Engines:
             if together and self.name == "auto":
                 return "batched", "small linear layers, none of them cheaper in the ghost form", []
             return "sequential", "no layer is cheaper in the ghost form", []
-        covered = sum(target.numel() for tap in taps for target in tap.targets)
-        share = covered / sum(leaf.numel() for leaf in graph.shared)
-        reason = f"{len(taps)} layers with {share:.0%} of the shared parameters are cheaper in the ghost form"
-        return ("mixed, batched" if together else "mixed"), reason, taps
+        return ("mixed, batched" if together else "mixed"), "{} are cheaper in the ghost form", taps
 
 
-def _work(graph: TaskGraph) -> tuple[float, int]:
-    """Return the multiplications of linear maps in one pass of the trunk, and how many such maps there are."""
-    work, linear = 0.0, 0
+def _extent(graph: TaskGraph, taps: list[Tap]) -> str:
+    covered = sum(target.numel() for tap in taps for target in tap.targets)
+    return (
+        f"{len(taps)} layers with {covered / sum(leaf.numel() for leaf in graph.shared):.0%} of the shared parameters"
+    )
+
+
+def _is_small(graph: TaskGraph) -> bool:
+    """Return whether a pass of the trunk has linear maps, and so little work that its calls cost more."""
+    work = 0.0
     for node in graph.trunk:
         kind = type(node).__name__
         if kind in ("AddmmBackward0", "MmBackward0"):
-            first = "mat1" if kind == "AddmmBackward0" else "self"
-            rows, fan_in = getattr(node, f"_saved_{first}_sym_sizes")
-            _, fan_out = node._saved_mat2_sym_sizes
-            work += float(rows * fan_in * fan_out)
-            linear += 1
-    return work, linear
+            rows, fan_in = node._saved_mat1_sym_sizes if kind == "AddmmBackward0" else node._saved_self_sym_sizes
+            work += float(rows * fan_in * node._saved_mat2_sym_sizes[1])
+    return 0 < work < _SMALL_PASS.get(graph.losses[0].device.type, _SMALL_PASS_ELSEWHERE)

@@ -24,8 +24,10 @@ Edge = tuple[Node, int]
 
 def edge_of(tensor: Tensor) -> Edge:
     """Return the node that made the tensor, and which of its outputs the tensor is."""
-    edge = get_gradient_edge(tensor)
-    return edge.node, edge.output_nr
+    node = tensor.grad_fn
+    if node is None:
+        node = get_gradient_edge(tensor).node
+    return node, tensor.output_nr
 
 
 def as_input(edge: Edge) -> GradientEdge:
@@ -183,6 +185,12 @@ class TaskGraph:
         entries = [{_behind_views(edge) for edge in cut} for cut in self.cuts]
         return all(entry == entries[0] for entry in entries)
 
+    @functools.cached_property
+    def places(self) -> set[Edge]:
+        """The cut edges, if they are more than views of one result, so that one may lie under another."""
+        edges = {edge for cut in self.cuts for edge in cut}
+        return edges if len({_behind_views(edge) for edge in edges}) > 1 else set()
+
     @property
     def own_leaves(self) -> list[Tensor]:
         """Leaves that are not shared, each once, in the order of the tasks."""
@@ -210,6 +218,9 @@ def blocked(edges: Collection[Edge]) -> Iterator[None]:
     Where one of them lies under another (feature maps of several levels), what the lower one receives through the
     higher one would otherwise be counted twice.
     """
+    if not edges:
+        yield
+        return
     numbers: dict[Node, set[int]] = {}
     for node, number in edges:
         if node.next_functions:

@@ -66,9 +66,8 @@ class Tap(ABC):
 
     def _gramian(self, inputs: Tensor, outputs: Tensor) -> Tensor:
         """Return the Gramian for rows ``(n, fan_in)`` and gradients ``(K, n, fan_out)``."""
-        products = inputs @ inputs.T
-        if self.bias is not None:
-            products = products + 1  # the bias is the weight of an input that is always one
+        one = inputs.new_full((1, 1), float(self.bias is not None))  # a bias is the weight of an input that is one
+        products = torch.addmm(one, inputs, inputs.T)
         return row_products((products @ outputs).flatten(1), outputs.flatten(1))
 
 

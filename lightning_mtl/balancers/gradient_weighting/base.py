@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fnmatch
+import math
 from abc import ABCMeta, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypedDict, cast, get_args, get_type_hints
@@ -176,9 +177,7 @@ class GradientBalancer(Balancer, metaclass=_BindsWhenBuilt):
             raise ValueError(
                 f'{name}: balance="accumulated" goes with at="parameters", every_n_steps=1 and parameters="all" only.'
             )
-        self.last_gramian: Tensor | None = None
-        """Gramian of the task gradients in the last step that computed it, detached; rows as in ``last_tasks``."""
-        self.last_tasks: tuple[str, ...] = ()
+        self._last = _Last()
         self._watched: list[tuple[str, nn.Parameter]] = []
         self._pending: tuple[Tensor, tuple[str, ...], int] | None = None
         self._fresh: set[str] = set()
@@ -202,7 +201,7 @@ class GradientBalancer(Balancer, metaclass=_BindsWhenBuilt):
     def reset(self) -> None:
         """Forget everything learned or remembered; the tasks stay bound."""
         super().reset()
-        self.last_gramian, self.last_tasks = None, ()
+        self._last = _Last()
         self._pending = None
         self._fresh = set()
         self._accumulator.clear()
@@ -335,13 +334,12 @@ class GradientBalancer(Balancer, metaclass=_BindsWhenBuilt):
         gram, means = self._exchange(gradients.gramian_share(), step.means)
         if step.unit is not None:
             gram = gram / step.unit.to(gram.dtype) ** 2
-        self.last_gramian, self.last_tasks = gram, names
+        self._last.gramian, self._last.tasks = gram, names
         rows = self._index(names)
         if step.passing is None and not self._looks_at_once(gram.device):
             return self._balance_on_device(step, gram, means, rows)
         factor = None if step.scale is None else 1 / step.scale
-        finite = gram.diagonal().isfinite()
-        good = finite.tolist()
+        good = [math.isfinite(square) for square in gram.diagonal().tolist()]
         kept = [task for task, fine in enumerate(good) if fine]
         if len(kept) == len(names):
             weights, update = self._update(gradients, gram, means, rows, step.unit)
@@ -361,6 +359,7 @@ class GradientBalancer(Balancer, metaclass=_BindsWhenBuilt):
                 some, gram[kept][:, kept], means[kept], [rows[task] for task in kept], step.unit
             )
             weights[kept] = part.to(weights.dtype)
+        finite = torch.tensor(good, device=step.values.device)
         values = torch.where(finite, step.values, torch.zeros_like(step.values))
         return self._finish(dataclasses.replace(step, values=values), weights, update, factor)
 
@@ -581,6 +580,16 @@ class GradientBalancer(Balancer, metaclass=_BindsWhenBuilt):
         return self._engines.report
 
     @property
+    def last_gramian(self) -> Tensor | None:
+        """Gramian of the task gradients in the last step that computed it, detached; rows as in ``last_tasks``."""
+        return self._last.gramian
+
+    @property
+    def last_tasks(self) -> tuple[str, ...]:
+        """Names of the tasks of that step."""
+        return self._last.tasks
+
+    @property
     def norms(self) -> dict[str, Tensor]:
         """Task name -> norm of its gradient in the last step that computed it."""
         if self.last_gramian is None:
@@ -690,6 +699,14 @@ class GradientAggregation(GradientBalancer):
         if unit is not None:
             vector = vector * unit.to(vector.dtype)
         return torch.ones_like(losses), gradients.split(vector)
+
+
+@dataclasses.dataclass
+class _Last:
+    """What the last step leaves to be read."""
+
+    gramian: Tensor | None = None
+    tasks: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
