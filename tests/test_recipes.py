@@ -11,7 +11,7 @@ from lightning_mtl.cli import main
 
 ROOT = Path(__file__).parents[1] / "recipes"
 RECIPES = sorted(ROOT.rglob("*.yaml"))
-ON_DISK = {"NYUv2DataModule": "nyuv2", "MultiMNISTDataModule": "mnist"}
+ON_DISK = {"NYUv2DataModule": "nyuv2", "MultiMNISTDataModule": "mnist", "lightning_mtl.data.MNIST": "mnist"}
 
 
 def test_recipes_were_found() -> None:

@@ -7,7 +7,14 @@ from dataclasses import dataclass
 
 from lightning.pytorch.callbacks import Callback
 
-from lightning_mtl.callbacks import GradientConflict, GrokkingDetector, PredictionPanels, ResultsTable
+from lightning_mtl.callbacks import (
+    ContinualMetrics,
+    GradientConflict,
+    GrokkingDetector,
+    ModuleChangeMonitor,
+    PredictionPanels,
+    ResultsTable,
+)
 from tests.callbacks.scenes import make_loader
 
 
@@ -25,12 +32,19 @@ def _grokking_detector() -> GrokkingDetector:
     return GrokkingDetector("val/{task}/loss", kernel=True, kernel_batch=images, kernel_every_n_checks=1)
 
 
+def _continual_metrics() -> ContinualMetrics:
+    return ContinualMetrics([make_loader()], count_fn=lambda module, batch: (len(module(batch[0])), len(batch[0])))
+
+
 WATCHERS = [
+    Case("continual_metrics", _continual_metrics),
     Case("gradient_conflict", lambda: GradientConflict(every_n_steps=2)),
     Case("grokking", _grokking_detector),
     Case("results_table", lambda: ResultsTable(show=False)),
+    Case("module_change", ModuleChangeMonitor),
     Case("prediction_panels", lambda: PredictionPanels(num_samples=4)),
 ]
 
 # GrokkingReport and GrokkingTimes are what GrokkingDetector returns; tested in test_grokking.py.
 # SharpnessMonitor needs a balancer that perturbs; tested in test_sharpness.py.
+# ForgettingPrioritizedFinetuning, ExperienceReplay and DarkExperienceReplay steer; tested in test_fpf.py.

@@ -21,6 +21,8 @@ from lightning_mtl.data import (
     RandomScaleCrop,
     Resize,
     SyntheticScenesDataModule,
+    TaskStream,
+    TextureCrops,
     TwoGlyphDataModule,
 )
 from tests.data.trees import SIZE, write_mnist, write_mtan_tree, write_png_tree
@@ -75,6 +77,10 @@ def _two_glyph(**options: Any) -> TwoGlyphDataModule:
     return TwoGlyphDataModule(num_train=25, num_val=8, num_test=6, **options)
 
 
+def _task_stream(**options: Any) -> TaskStream:
+    return TaskStream(TextureCrops(6, num_train=20, num_test=4, seed=3), num_tasks=3, **options)
+
+
 DIGITS = {"left": ((), torch.int64), "right": ((), torch.int64)}
 
 CASES = [
@@ -84,6 +90,7 @@ CASES = [
     Case("nyuv2-mtan", _nyuv2, write_mtan_tree, (3, *SIZE), dense(*SIZE)),
     Case("multi-mnist", _multi_mnist, write_mnist, (1, 36, 36), DIGITS),
     Case("two-glyph", _two_glyph, None, (1, 16, 16), DIGITS),
+    Case("task-stream", _task_stream, None, (1, 8, 8), {"class": ((), torch.int64)}),
 ]
 
 TRANSFORMS: dict[str, JointTransform] = {
@@ -99,3 +106,5 @@ TRANSFORMS: dict[str, JointTransform] = {
 # NYUv2, SyntheticScenes and MultiMNIST are tested through the modules above; SeededSampler and SampleIndex in
 # test_samplers.py; ResumableDataLoader in test_loader.py; PartialLabels, DatasetNotFoundError, DataFileError and
 # EmptySplitError in test_base.py, test_nyuv2.py and test_multi_mnist.py.
+# MNIST, FashionMNIST, Omniglot, DatasetSource, LabelledDataset, StreamDataset, PermutedPixels, Rotation,
+# ReservoirBuffer and RingBuffer are tested in test_continual.py.

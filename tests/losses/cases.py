@@ -18,8 +18,10 @@ from lightning_mtl.losses import (
     BinaryCrossEntropy,
     CosineDistance,
     CrossEntropy,
+    DistillationKL,
     Huber,
     LabelledLoss,
+    LogitMatching,
     SILog,
     SquaredError,
 )
@@ -74,6 +76,14 @@ def numbers(n: int) -> tuple[Tensor, Tensor]:
 
 def all_equal_to(value: float) -> Callable[[Tensor], Tensor]:
     return lambda target: torch.full_like(target, value)
+
+
+def teacher_logits(*shape: int) -> Tensor:
+    """Some units without teacher, some classes that it does not know."""
+    target = torch.randn(shape)
+    target[1::3] = torch.nan
+    target[0, 1] = -torch.inf
+    return target
 
 
 CASES = [
@@ -184,5 +194,28 @@ CASES = [
         all_equal_to(255),
         wrong_label=0.5,
         perfect=logits_of_bits,
+    ),
+    LossCase(
+        "distillation-kl",
+        lambda r: DistillationKL(2.0, reduction=r),
+        lambda n: (torch.randn(n, 4).double(), teacher_logits(n, 4)),
+        all_equal_to(torch.nan),
+        wrong_label=torch.inf,
+        perfect=lambda t: t.double().nan_to_num(neginf=5.0),
+    ),
+    LossCase(
+        "distillation-kl-pixels",
+        lambda r: DistillationKL(reduction=r),
+        lambda n: (torch.randn(n, 3, 2, 2).double(), teacher_logits(n, 3, 2, 2)),
+        all_equal_to(torch.nan),
+        perfect=lambda t: t.double().nan_to_num(neginf=-5.0),
+    ),
+    LossCase(
+        "logit-matching",
+        lambda r: LogitMatching(reduction=r),
+        lambda n: (torch.randn(n, 4).double(), teacher_logits(n, 4)),
+        all_equal_to(torch.nan),
+        wrong_label=torch.inf,
+        perfect=lambda t: t.double().nan_to_num(neginf=3.0),
     ),
 ]

@@ -255,7 +255,9 @@ class ForgettingPrioritizedFinetuning(ReplayCallback):
         if trainer.global_step == 0:
             self._trained_steps = self._fired = 0
         if self.k:
-            self._schedule = finetuning_steps(self._count_steps(trainer), self.k)
+            total = self._count_steps(trainer)
+            times = min(self.k, total) if trainer.fast_dev_run else self.k  # type: ignore[attr-defined]
+            self._schedule = finetuning_steps(total, times)
 
     def _count_steps(self, trainer: pl.Trainer) -> int:
         if self.total_steps is not None:
