@@ -9,7 +9,8 @@ from lightning_mtl.functional.gramian.arrays import Array, identity, library, pr
 from lightning_mtl.functional.gramian.pivoting import jittered
 from lightning_mtl.functional.gramian.unit_rows import restore, unit_rows
 
-_NEWTON_STEPS = 60
+_NEWTON_STEPS = 30
+_NEWTON_STEPS_ON_HOST = 100
 
 
 def fairgrad(gramian: Tensor, alpha: float = 1.0) -> Tensor:
@@ -81,7 +82,7 @@ def fair_weights(cosines: Array, target: Array, power: float) -> Array:
         value = target ** (1 / (1 + power))  # the solution for orthogonal rows
         right = target * value ** (1 - power)
         value = value * (right.sum() / (value @ matrix @ value)) ** (1 / (1 + power))  # its best multiple
-        for _ in range(_NEWTON_STEPS):
+        for _ in range(_NEWTON_STEPS_ON_HOST if isinstance(value, np.ndarray) else _NEWTON_STEPS):
             right = target * value ** (1 - power)
             scaling = 1 / xp.sqrt(right)
             scaled = value * scaling

@@ -19,16 +19,17 @@ from lightning_mtl.functional.gramian.arrays import (
 from lightning_mtl.functional.gramian.pivoting import block_pivoting
 
 _PIVOTS = 16
-_POLISH = 4
-_INTERIOR_STEPS = 40
+_POLISH = 3
+_INTERIOR_STEPS = 15
 
 
 def nonnegative_quadratic_program(matrix: Tensor, linear: Tensor) -> Tensor:
     r"""Minimize :math:`\frac12 z^\top H z + q^\top z` over :math:`z \ge 0` for one matrix and a batch of linear terms.
 
-    Block principal pivoting finds the exact solution of well-posed problems in a few steps. Nearly rank-deficient
-    problems at the edge of feasibility are combinatorially hard for it: those are given to a primal-dual interior-point
-    method, whose solution is then polished by pivoting from its own active set.
+    On the host, block principal pivoting finds the exact solution of well-posed problems in a few steps. Nearly
+    rank-deficient problems at the edge of feasibility are combinatorially hard for it. Those, and all problems on an
+    accelerator, where the number of steps must be known in advance, are given to a primal-dual interior-point method,
+    whose solution is then polished by pivoting from its own active set.
 
     Args:
         matrix: Positive definite matrix :math:`H` with entries of order 1, for example from
@@ -66,14 +67,14 @@ def solve_program(matrix: Array, linear: Array) -> Array:
         return solution, margin / (1 + xp.amax(xp.abs(solution), -1)[..., None])
 
     tolerance = 500 * precision(linear)
-    first = block_pivoting(solve, passive, _PIVOTS, tolerance)
-    if isinstance(linear, np.ndarray) and first.solved.all():
-        return np.maximum(first.value, 0)
+    if isinstance(linear, np.ndarray):
+        first = block_pivoting(solve, passive, _PIVOTS, tolerance)
+        if first.solved.all():
+            return np.maximum(first.value, 0)
     with quiet(linear):
         interior, slack = interior_point(matrix, linear)
     polished = block_pivoting(solve, interior > slack, _POLISH, tolerance)
-    fallback = xp.where(polished.solved[..., None], polished.value, interior)
-    return xp.clip(xp.where(first.solved[..., None], first.value, fallback), 0, None)
+    return xp.clip(xp.where(polished.solved[..., None], polished.value, interior), 0, None)
 
 
 def interior_point(matrix: Array, linear: Array) -> tuple[Array, Array]:
