@@ -63,7 +63,7 @@ class LRSensitivityResult:
     Args:
         rows: One mapping per run with ``scale``, ``learning_rate``, ``seed``, ``loss`` and whatever else the training
             function returned; NaN is the loss of a run that diverged.
-        initial_loss: Loss before training, used where a row has no ``initial_loss`` of its own.
+        initial_loss: Loss before training, used where no row of a scale has an ``initial_loss`` of its own.
     """
 
     rows: tuple[Mapping[str, Any], ...]
@@ -163,7 +163,11 @@ class LRSensitivityResult:
         return figure
 
     def _initial(self, row: Mapping[str, Any]) -> float:
-        value = row.get("initial_loss", self.initial_loss)
+        value = row.get("initial_loss")
+        if value is None:  # a run that broke off: take it from its neighbours
+            same = [other for other in self.rows if other["scale"] == row["scale"]]
+            of_scale = [other["initial_loss"] for other in same if "initial_loss" in other]
+            value = sum(of_scale) / len(of_scale) if of_scale else self.initial_loss
         if value is None:
             raise ValueError(
                 "LRSensitivity: initial_loss must be given, or be returned by the training function; it stands in for "

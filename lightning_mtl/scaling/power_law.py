@@ -18,6 +18,7 @@ Law = Callable[[Array, Array], Array]
 _SMALLEST_SCALE = 1e-6
 _FIRST_SCALE = 0.05
 _SCALE_ROUNDS = 4
+_COARSE = 1e-7  # tolerance of the fits from the starting points, of which only the best is refined
 _MAD_TO_STD = 1.4826
 
 
@@ -75,9 +76,10 @@ class LawFit:
         return self.law(np.asarray(self.values), np.asarray(inputs, dtype=np.float64))
 
     def resample(self, num_resamples: int = 200, seed: int = 0) -> list[LawFit]:
-        """Fit the law anew to data with shuffled residuals.
+        r"""Fit the law anew to data with shuffled residuals.
 
-        The residuals are widened by ``sqrt(N / (N - P))`` for the parameters that they were fitted with.
+        Every residual is first divided by :math:`\sqrt{1 - h}` with its leverage :math:`h`, because the fit comes
+        closer to the points that determine it most.
 
         Args:
             num_resamples: Number of fits.
@@ -93,7 +95,7 @@ class LawFit:
                 "runs, or fix a parameter."
             )
         generator = np.random.default_rng(seed)
-        residuals = self.residuals * math.sqrt(count / (count - free))
+        residuals = self.residuals / np.sqrt(np.clip(1 - self._leverage(), 0.05, 1.0))
         residuals = residuals - residuals.mean()
         predicted = self.predict(self.inputs)
         fits = []
@@ -104,6 +106,18 @@ class LawFit:
             values = tuple(float(value) for value in found.x)
             fits.append(dataclasses.replace(self, values=values, observed=observed, cost=float(found.cost)))
         return fits
+
+    def _leverage(self) -> Array:
+        """Return by how much every fitted value follows its own measurement, in [0, 1]."""
+        columns = []
+        for i, value in enumerate(self.values):
+            step = 1e-6 * max(abs(value), 1e-3)
+            shifted = [np.array(self.values) for _ in range(2)]
+            shifted[0][i], shifted[1][i] = value + step, value - step
+            up, down = (_residuals(self.residual, self.law(point, self.inputs), self.observed) for point in shifted)
+            columns.append((up - down) / (2 * step))
+        basis, sizes, _ = np.linalg.svd(np.stack(columns, axis=1), full_matrices=False)
+        return np.asarray((basis[:, sizes > 1e-10 * sizes.max()] ** 2).sum(axis=1))
 
     def confidence(
         self, level: float = 0.95, num_resamples: int = 200, seed: int = 0
@@ -116,7 +130,7 @@ class LawFit:
             seed: Seed of the draws.
         """
         values = np.array([fit.values for fit in self.resample(num_resamples, seed)])
-        low, high = np.quantile(values, _tails(level), axis=0)
+        low, high = self._widened(np.asarray(self.values), values, level)
         return {name: (float(low[i]), float(high[i])) for i, name in enumerate(self.names)}
 
     def interval(
@@ -131,8 +145,18 @@ class LawFit:
             seed: Seed of the draws.
         """
         values = np.array([fit.predict(inputs) for fit in self.resample(num_resamples, seed)])
-        low, high = np.quantile(values, _tails(level), axis=0)
-        return low, high
+        return self._widened(self.predict(inputs), values, level)
+
+    def _widened(self, estimate: Array, resampled: Array, level: float) -> tuple[Array, Array]:
+        """Return bootstrap quantiles, widened by Student's over the normal quantile for the small number of points."""
+        from scipy.stats import norm, t
+
+        if not 0 < level < 1:
+            raise ValueError(f"LawFit: level must be in (0, 1), got {level}.")
+        tails = ((1 - level) / 2, (1 + level) / 2)
+        wider = float(t.ppf(tails[1], len(self.observed) - len(self.names)) / norm.ppf(tails[1]))
+        low, high = np.quantile(resampled, tails, axis=0)
+        return estimate + wider * (low - estimate), estimate + wider * (high - estimate)
 
 
 def fit_law(
@@ -185,7 +209,7 @@ def fit_law(
         point = np.clip([start[name] for name in names], low, high)
         with np.errstate(all="ignore"):
             if np.isfinite(_residuals(residual, law(point, x), y)).all():
-                found.append(_least_squares(law, point, limits, x, y, residual, scale or first_scale))
+                found.append(_least_squares(law, point, limits, x, y, residual, scale or first_scale, _COARSE))
     if not found:
         raise ValueError(
             f"fit_law: none of the {len(starts)} starting points gives finite residuals; choose starting values at "
@@ -194,10 +218,13 @@ def fit_law(
     best = min(found, key=lambda result: float(result.cost))
     close = sum(result.cost <= best.cost * (1 + 1e-3) + 1e-12 for result in found)
     used = scale or 0.0
-    if scale is None:
+    if scale is not None:
+        best = _least_squares(law, best.x, limits, x, y, residual, used)
+    else:
         smallest = _SMALLEST_SCALE * (first_scale / _FIRST_SCALE)
         for _ in range(_SCALE_ROUNDS):
-            spread = _MAD_TO_STD * float(np.median(np.abs(_residuals(residual, law(best.x, x), y))))
+            typical = float(np.median(np.abs(_residuals(residual, law(best.x, x), y))))
+            spread = _MAD_TO_STD * typical * math.sqrt(len(y) / max(len(y) - len(names), 1))
             used = max(2 * spread, smallest)
             best = _least_squares(law, best.x, limits, x, y, residual, used)
     return LawFit(
@@ -270,9 +297,10 @@ class PowerLaw:
             num_resamples: Number of refits.
             seed: Seed of the draws.
         """
-        rows = [self._read(fit) for fit in self.fit.resample(num_resamples, seed)]
-        low, high = np.quantile(np.array([list(row.values()) for row in rows]), _tails(level), axis=0)
-        return {name: (float(low[i]), float(high[i])) for i, name in enumerate(rows[0])}
+        rows = [list(self._read(fit).values()) for fit in self.fit.resample(num_resamples, seed)]
+        found = self._read(self.fit)
+        low, high = self.fit._widened(np.array(list(found.values())), np.array(rows), level)
+        return {name: (float(low[i]), float(high[i])) for i, name in enumerate(found)}
 
     def interval(
         self, x: ArrayLike, level: float = 0.95, num_resamples: int = 200, seed: int = 0
@@ -357,6 +385,7 @@ def _least_squares(
     observed: Array,
     residual: Literal["log", "difference"],
     scale: float,
+    tolerance: float = 1e-12,
 ) -> Any:
     try:
         from scipy.optimize import least_squares
@@ -369,10 +398,10 @@ def _least_squares(
         loss="soft_l1",
         f_scale=scale,
         x_scale="jac",
-        ftol=1e-12,
-        xtol=1e-12,
-        gtol=1e-12,
-        max_nfev=300,
+        ftol=tolerance,
+        xtol=tolerance,
+        gtol=tolerance,
+        max_nfev=100,
     )
 
 
@@ -388,9 +417,3 @@ def _check_points(owner: str, x: Array, y: Array, free: int, residual: str) -> N
             f"{owner}: measurements must be positive to be compared by logarithms, got {y.min()}; set "
             "residual='difference'."
         )
-
-
-def _tails(level: float) -> tuple[float, float]:
-    if not 0 < level < 1:
-        raise ValueError(f"LawFit: level must be in (0, 1), got {level}.")
-    return (1 - level) / 2, (1 + level) / 2

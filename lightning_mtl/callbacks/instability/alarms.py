@@ -52,8 +52,8 @@ class LossSpikes:
     """Finds losses that stand out from those just before.
 
     A loss is a spike if it exceeds the median of the window by ``threshold`` robust standard deviations (1.4826 times
-    the median absolute deviation) and every loss in the window. A spike does not enter the window, unless it is
-    followed by another one: a loss that stays high is a new level and no longer a spike.
+    the median absolute deviation) and every loss in the window. A spike does not enter the window. If the next loss
+    stands out too, both are a new level, with which the window starts again.
 
     Args:
         threshold: Number of standard deviations.
@@ -77,7 +77,7 @@ class LossSpikes:
             self.held = loss
             return True
         if self.held is not None and spike:
-            self.losses.append(self.held)
+            self.losses = [self.held]
         self.held = None
         self.losses = [*self.losses, loss][-self.window :]
         return False

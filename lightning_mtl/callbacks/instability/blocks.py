@@ -14,8 +14,9 @@ _LISTS = (nn.ModuleList, nn.Sequential, nn.ModuleDict)
 def find_blocks(root: nn.Module, patterns: Sequence[str] | None = None) -> dict[str, nn.Module]:
     """Return the blocks of a network by name, in the order of definition.
 
-    A block is a member of a list of layers (``blocks.0``, ``layer1.1``), found as deep as lists of composed layers go,
-    or a layer beside such lists (``patch_embed``, ``norm``, ``head``). Only what has parameters is a block.
+    A block is a member of a list of layers (``blocks.0``, ``layer1.1``), unless lists of composed layers lie within it,
+    whose members are the blocks then; or a module beside such lists (``patch_embed``, ``norm``, ``head``). Only what
+    has parameters is a block.
 
     Args:
         root: The network.
@@ -65,20 +66,18 @@ def _walk(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         if id(child) in seen or not any(True for _ in child.parameters()):
             continue
         seen.add(id(child))
-        if isinstance(child, _LISTS) or _has_lists_of_composed_layers(child):
+        if isinstance(child, _LISTS) or _holds_lists(child, composed=isinstance(module, _LISTS)):
             yield from _walk(full, child)
         else:
             yield full, child
 
 
-def _has_lists_of_composed_layers(module: nn.Module) -> bool:
-    """Return whether some list below holds two layers that have layers of their own."""
+def _holds_lists(module: nn.Module, composed: bool) -> bool:
+    """Return whether some list below holds two layers with parameters, or with layers of their own if ``composed``."""
     for child in module.modules():
         if isinstance(child, _LISTS):
-            composed = [
-                m for m in child.children() if any(True for _ in m.children()) and any(True for _ in m.parameters())
-            ]
-            if len(composed) >= 2:
+            members = [member for member in child.children() if any(True for _ in member.parameters())]
+            if len([member for member in members if not composed or any(True for _ in member.children())]) >= 2:
                 return True
     return False
 

@@ -80,7 +80,7 @@ class ForwardProbe:
         """Install the hooks for a batch; several batches of one optimizer step add up."""
         self.stop()
         self._full = full
-        self._stack, self._in_backward = [], False
+        self._stack, self._in_backward, self._unnamed = [], False, 0
         if self.whole_is_compiled:
             return
         if full:
@@ -111,7 +111,7 @@ class ForwardProbe:
 
     def clear(self) -> None:
         """Forget what was collected."""
-        self.outputs, self.mean_squares, self.attentions, self.log_zs, self._unnamed = [], {}, {}, {}, 0
+        self.outputs, self.mean_squares, self.attentions, self.log_zs = [], {}, {}, {}
         self.forget_inputs()
 
     def forget_inputs(self) -> None:
@@ -202,6 +202,7 @@ class ForwardProbe:
     def _enter_around(self, name: str, module: nn.Module) -> None:
         """Watch one of torch's fused layers; a hook would make it leave its fused path."""
         original, own = module.forward, "forward" in module.__dict__
+        name = f"{name}.self_attn" if isinstance(module, nn.TransformerEncoderLayer) else name
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             if self._in_backward:

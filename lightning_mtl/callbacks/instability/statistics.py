@@ -102,6 +102,7 @@ def adam_update(state: Mapping[str, Any], group: Mapping[str, Any]) -> Tensor:
     """
     first, second = group["betas"]
     step = state["step"]
+    step = float(step) if not isinstance(step, Tensor) or step.device.type == "cpu" else step
     mean: Tensor = _local(state["exp_avg"]) / (1 - first**step)
     square: Tensor = _local(state.get("max_exp_avg_sq", state["exp_avg_sq"])) / (1 - second**step)
     return mean.div(square.sqrt().add(group["eps"]))
