@@ -58,6 +58,7 @@ from lightning_mtl.balancers.loss_weighting import (
     UncertaintyWeighting,
 )
 from lightning_mtl.balancers.sharpness_aware import SAM, FlatRegions, SharpnessAware
+from lightning_mtl.balancers.torchjd import TorchJDAggregator, TorchJDScalarizer, TorchJDWeighting, as_torchjd
 
 __all__ = [
     "COSMOS",
@@ -113,7 +114,11 @@ __all__ = [
     "ScheduledWeighting",
     "SharpnessAware",
     "SmoothTchebycheff",
+    "TorchJDAggregator",
+    "TorchJDScalarizer",
+    "TorchJDWeighting",
     "TrimmedMean",
     "UPGrad",
     "UncertaintyWeighting",
+    "as_torchjd",
 ]

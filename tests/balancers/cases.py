@@ -237,7 +237,8 @@ SHARPNESS_AWARE = [
     gradient_case("sam-adaptive", lambda o: SAM(o["tasks"], 0.5, adaptive=True), None, float),
 ]
 
-# SharpnessAware is their base class. RotoGrad works with an encoder of its own; tested in test_rotograd.py.
+# SharpnessAware is their base class. TorchJDWeighting, TorchJDAggregator and TorchJDScalarizer promise what TorchJD's
+# objects do; tested in test_torchjd.py. RotoGrad works with an encoder of its own; tested in test_rotograd.py.
 CASES = LOSS_WEIGHTING + GRADIENT_WEIGHTING + SHARPNESS_AWARE
 
 TASKS = ("a", "b", "c")
@@ -256,7 +257,9 @@ class Toy(nn.Module):
         self.factors = spread(tasks, 1.0, 2.0)
 
     def losses(self, inputs: Tensor, targets: Tensor, tasks: Sequence[str] | None = None) -> dict[str, Tensor]:
-        features = self.encoder(inputs)
+        return self.losses_of(self.encoder(inputs), targets, tasks)
+
+    def losses_of(self, features: Tensor, targets: Tensor, tasks: Sequence[str] | None = None) -> dict[str, Tensor]:
         names = list(self.heads) if tasks is None else tasks
         return {
             name: self.factors[name] * (self.heads[name](features).squeeze(1) - targets[:, ord(name) - ord("a")]) ** 2

@@ -449,7 +449,7 @@ def _apply(
             _Rows(part), some, losses[rows], balancer._index(names[row] for row in rows), None
         )
         weights[rows] = found.detach().to(weights.dtype)
-    balancer.last_gramian, balancer.last_tasks = gram, names
+    balancer._last.gramian, balancer._last.tasks = gram, names
     balancer._remember_weights(names, weights)
     balancer.steps += 1
     return weights, update
