@@ -96,7 +96,7 @@ TORCHJD = {
 }
 """Method -> class in torchjd.aggregation."""
 
-NO_GRAMIAN = ("GradDrop", "ConFIG", "Nash-MTL", "TrimmedMean")
+NO_GRAMIAN = ("GradDrop", "ConFIG", "Nash-MTL", "TrimmedMean", "ExcessMTL")
 """Methods of TorchJD that need the matrix, so that only ``vmap`` and ``seq`` apply."""
 
 LIBMTL: dict[str, tuple[str, dict[str, Any]]] = {
