@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -135,7 +135,7 @@ class _Injection(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor | None) -> tuple[Tensor | None, ...]:
         gradients = ctx.gradients
         if grad_output is None:
-            return (None,) * (4 + ctx.count)
+            return (None,) * int(4 + ctx.count)
         if gradients is None:
             raise RuntimeError(
                 "the scalar of a gradient balancer was passed backward twice; keep its graph with "
@@ -252,7 +252,7 @@ def flat_tensors(nest: Any) -> list[Tensor]:
     def visit(part: Any) -> None:
         if isinstance(part, Tensor):
             found.setdefault(id(part), part)
-        elif hasattr(part, "values") and callable(part.values):
+        elif isinstance(part, Mapping):
             for item in part.values():
                 visit(item)
         elif isinstance(part, list | tuple):
@@ -261,3 +261,23 @@ def flat_tensors(nest: Any) -> list[Tensor]:
 
     visit(nest)
     return list(found.values())
+
+
+def alias_features(features: Any) -> Any:
+    """Return the same nest with every tensor replaced by a view of itself.
+
+    Heads that read an alias of the features each have nothing in common in the autograd graph, so that the gradients of
+    all tasks at the features can be taken in one pass of the heads. An alias costs no memory.
+
+    Args:
+        features: A tensor, or a nest of mappings, lists and tuples of tensors; anything else is returned as it is.
+    """
+    if isinstance(features, Tensor):
+        return features.view_as(features) if features.requires_grad and not features.is_leaf else features
+    if isinstance(features, Mapping):
+        return {key: alias_features(item) for key, item in features.items()}
+    if isinstance(features, tuple) and hasattr(features, "_fields"):
+        return type(features)(*map(alias_features, features))
+    if isinstance(features, list | tuple):
+        return type(features)(map(alias_features, features))
+    return features

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -23,6 +25,7 @@ from lightning_mtl.balancers.engines import (
 )
 from lightning_mtl.balancers.engines.layers import find_taps
 from lightning_mtl.balancers.engines.store import FlatStore
+from lightning_mtl.functional.gradients import alias_features
 from tests.balancers.trunks import TRUNKS, Problem, rows_of
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
@@ -301,17 +304,46 @@ def test_gradients_at_features() -> None:
         assert [len(leaves) for leaves in graph.heads] == [2, 2, 2]
 
 
-def test_aliases_of_the_features_are_one_place_to_inject() -> None:
+@pytest.mark.parametrize("given", ["the aliases", "what they stand for"])
+def test_aliases_of_the_features_are_one_place_to_inject(given: str) -> None:
     problem = Problem()
     z = problem.encoder(problem.inputs)
-    aliases = {name: z.view_as(z) for name in problem.heads}
+    aliases = {name: alias_features([z])[0] for name in problem.heads}
     losses = {name: head(aliases[name]).square().mean() for name, head in problem.heads.items()}
-    graph = TaskGraph(tuple(losses), list(losses.values()), (), list(aliases.values()))
-    gradients = FeatureGradients(graph, list(aliases.values()), None)
+    features = list(aliases.values()) if given == "the aliases" else [z]
+    graph = TaskGraph(tuple(losses), list(losses.values()), (), features)
+    gradients = FeatureGradients(graph, features, None)
     assert graph.separate
     assert len(gradients.targets) == 1
     matrix = rows_of(losses, [z])
     torch.testing.assert_close(gradients.gramian_share(), matrix @ matrix.T)
+
+
+def test_heads_that_reshape_the_features_are_followed_to_them() -> None:
+    problem = Problem()
+    z = problem.encoder(problem.inputs)
+    losses = {name: head(z.view(3, 2, 8)).square().mean() for name, head in problem.heads.items()}
+    graph = TaskGraph(tuple(losses), list(losses.values()), (), [z])
+    matrix = rows_of(losses, [z])
+    torch.testing.assert_close(FeatureGradients(graph, [z], None).gramian_share(), matrix @ matrix.T)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_nothing_keeps_the_graph_alive(engine: str) -> None:
+    problem = Problem()
+    compute = ENGINES[engine]()
+    z = problem.encoder(problem.inputs)
+    losses = problem.losses(z)
+    graph = TaskGraph(tuple(losses), list(losses.values()), problem.shared)
+    update = compute(graph, None).combine(WEIGHTS)
+    node = weakref.ref(z)
+    gc.disable()
+    try:
+        del z, losses, graph
+        assert node() is None, "freed by counting references, without the garbage collector"
+    finally:
+        gc.enable()
+    assert len(update) == len(problem.shared)
 
 
 @pytest.mark.parametrize(

@@ -138,6 +138,14 @@ def test_gradients_of_the_scalar_can_be_taken_by_autograd_grad_and_twice() -> No
         torch.testing.assert_close(torch.cat([part.flatten() for part in found]), update)
 
 
+def test_a_second_backward_without_keeping_the_graph_is_an_error() -> None:
+    problem = Problem()
+    total = InverseNorm()(problem.losses(), shared=problem.shared)
+    total.backward()
+    with pytest.raises(RuntimeError, match="was passed backward twice"):
+        total.backward()
+
+
 def test_another_loss_on_the_same_graph_can_be_added() -> None:
     problem = Problem()
     z = problem.encoder(problem.inputs)

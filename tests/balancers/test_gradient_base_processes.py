@@ -21,7 +21,7 @@ TASKS = ("t0", "t1", "t2")
 SETUPS: dict[str, tuple[type[GradientBalancer], dict[str, Any]]] = {
     "sequential": (InverseNorm, {"engine": "sequential"}),
     "batched": (InverseNorm, {"engine": "batched"}),
-    "auto": (InverseNorm, {}),
+    "mixed": (InverseNorm, {"engine": "mixed"}),  # takes the matrix when there are several processes
     "weighted heads": (InverseNorm, {"head_gradients": "weighted"}),
     "last": (InverseNorm, {"parameters": "last"}),
     "reuse": (InverseNorm, {"every_n_steps": 2}),

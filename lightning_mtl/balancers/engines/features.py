@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_mtl.balancers.base import is_distributed
 from lightning_mtl.balancers.engines.base import HeadPass, TaskGradients
-from lightning_mtl.balancers.engines.graph import TaskGraph, edge_of
+from lightning_mtl.balancers.engines.graph import Edge, TaskGraph, aliased, edge_of
 from lightning_mtl.functional.gradients import combine_rows, gramian
 
 
@@ -29,14 +29,10 @@ class FeatureGradients(TaskGradients):
     def __init__(self, graph: TaskGraph, features: Sequence[Tensor], scale: Tensor | None) -> None:
         passed = HeadPass(graph, scale)
         self.heads = passed.heads
-        by_edge: dict[object, Tensor] = {}
+        by_edge: dict[Edge, Tensor] = {}
         for tensor in features:
-            edge = edge_of(tensor)
-            by_edge.setdefault(edge, tensor)
-            node, number = edge
-            while type(node).__name__ == "ViewBackward0" and tuple(node._saved_self_sym_sizes) == tuple(tensor.shape):
-                node, number = node.next_functions[0]  # an alias: whatever reaches it reaches what it stands for
-                by_edge.setdefault((node, number), tensor)
+            by_edge.setdefault(edge_of(tensor), tensor)
+            by_edge.setdefault(aliased(edge_of(tensor)), tensor)  # whatever reaches an alias reaches what it stands for
         self.edges = passed.edges
         self.targets = [by_edge[edge] for edge in passed.edges]
         self.dropped: set[int] = set()

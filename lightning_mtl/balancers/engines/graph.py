@@ -85,7 +85,7 @@ class TaskGraph:
             stack: list[Edge] = [] if root is None else [root]
             while stack:
                 edge = stack.pop()
-                if edge in stops:
+                if edge in stops or aliased(edge) in stops:
                     cut[edge] = None
                     continue
                 node = edge[0]
@@ -237,6 +237,16 @@ def blocked(edges: Collection[Edge]) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def aliased(edge: Edge) -> Edge:
+    """Return the edge of which this one is a view of the same shape, or the edge itself."""
+    node, number = edge
+    while type(node).__name__ == "ViewBackward0":
+        if tuple(node._saved_self_sym_sizes) != tuple(node._input_metadata[0].shape):
+            break
+        node, number = node.next_functions[0]
+    return node, number
 
 
 def _behind_views(edge: Edge) -> Edge:

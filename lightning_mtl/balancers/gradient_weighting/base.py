@@ -424,6 +424,9 @@ class GradientBalancer(Balancer, metaclass=_BindsWhenBuilt):
             gradients = FeatureGradients(graph, features, scale)
             targets, update = gradients.targets, gradients.combine(weights)
             if (passing := self._passing(graph)) is not None:
+                if (ratio := self._reuse_ratio(update, scale)) is not None:
+                    weights, update = weights * ratio, list(torch._foreach_mul(update, ratio))
+                self._remember_weights(graph.names, weights)
                 values = _values(graph.losses)
                 step = _Step(graph.names, values, values, gradients, graph.heads, scale, scale, passing)
                 return self._redirected(step, weights, update, None if scale is None else 1 / scale)
@@ -632,7 +635,8 @@ class GradientWeighting(GradientBalancer):
         """Return the weights of the present tasks, and update the state.
 
         Called without gradients and without autocast. Values are finite. Random numbers come from
-        :meth:`~lightning_mtl.balancers.Balancer.generator`.
+        :meth:`~lightning_mtl.balancers.Balancer.generator`. State lies in buffers only: these are put back where a step
+        turns out not to be finite after the fact (accelerators), or the gradient scaler skips it.
 
         Args:
             gramian: Inner products of the present tasks' gradients, shape ``(k, k)``, at least float32, alike on all
