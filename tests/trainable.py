@@ -13,12 +13,10 @@ def _trainable(name: str) -> bool:
     cls = getattr(balancers, name)
     if not (isinstance(cls, type) and issubclass(cls, balancers.Balancer)) or inspect.isabstract(cls):
         return False
-    required = [
-        p
-        for p in inspect.signature(cls).parameters.values()
-        if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD
-    ]
-    return not required
+    if getattr(cls, "needs_rotated_features", False):  # tested in tests/balancers/test_rotograd.py
+        return False
+    parameters = list(inspect.signature(cls.__init__).parameters.values())[1:]
+    return all(p.default is not p.empty or p.kind is p.VAR_KEYWORD for p in parameters)
 
 
 _WRAPPED: dict[str, Callable[[], Balancer]] = {

@@ -26,7 +26,7 @@ class RandomState:
     @classmethod
     def now(cls) -> RandomState:
         """Return the present state."""
-        on_cuda = torch.cuda.is_available() and torch.cuda.is_initialized()
+        on_cuda = torch.cuda.is_available() and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
         return cls(torch.get_rng_state(), torch.cuda.get_rng_state() if on_cuda else None)
 
     def restore(self) -> None:
