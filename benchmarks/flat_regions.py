@@ -78,7 +78,8 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    print(f"torch {torch.__version__}, {options.device}, seeds {options.seeds}, {'clean' if options.clean else 'noisy'}")
+    labels = "right" if options.clean else "30 % wrong"
+    print(f"torch {torch.__version__}, {options.device}, seeds {options.seeds}, labels {labels}")
     for name in options.runs:
         found = [train(RUNS[name](), seed, options.device, options.clean) for seed in options.seeds]
         accuracy = " / ".join(f"{value:.3f}" for value, _, _ in found)
