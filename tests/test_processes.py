@@ -40,7 +40,7 @@ def parameters(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, 
         port = free.getsockname()[1]
     runs = [start(folder / "one", 1, 0, port)] + [start(folder / "two", 2, rank, port) for rank in range(2)]
     for run in runs:
-        assert run.wait(timeout=300) == 0
+        assert run.wait(timeout=900) == 0
     files = {"one": "one.0", "two, first": "two.0", "two, second": "two.1"}
     return {key: torch.load(folder / name, weights_only=True) for key, name in files.items()}
 

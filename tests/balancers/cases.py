@@ -133,7 +133,7 @@ RAYS = [(1.0, 0.1, 0.0), (0.5, 0.5, 0.5), (0.1, 1.0, 0.2)]
 
 def rays(tasks: Sequence[str]) -> list[dict[str, float]]:
     """Give every region one number a task, whatever the order of the names."""
-    return [{name: ray[sorted(tasks).index(name)] for name in tasks} for ray in RAYS]
+    return [{name: ray[sorted(tasks).index(name) % len(ray)] for name in tasks} for ray in RAYS]
 
 
 def gradient_case(
@@ -214,7 +214,7 @@ GRADIENT_WEIGHTING = [
     gradient_case("db-mtl", lambda o: DBMTL(**o), DBMTL, combines=False),
     gradient_case("db-mtl-decay", lambda o: DBMTL(0.5, beta_decay=0.5, **o), combines=False),
     gradient_case("graddrop", lambda o: GradDrop(**o), GradDrop, float, combines=False),
-    gradient_case("graddrop-leak", lambda o: GradDrop(spread(o["tasks"], 0.1, 0.2), seed=3, **o), combines=False),
+    gradient_case("graddrop-leak", lambda o: GradDrop(spread(o["tasks"], 0.1, 0.02), seed=3, **o), combines=False),
     gradient_case(
         "trimmed-mean", lambda o: TrimmedMean(1, **o), lambda: TrimmedMean(1), float, combines=False, fewest=3
     ),
@@ -240,6 +240,14 @@ SHARPNESS_AWARE = [
 # SharpnessAware is their base class. TorchJDWeighting, TorchJDAggregator and TorchJDScalarizer promise what TorchJD's
 # objects do; tested in test_torchjd.py. RotoGrad works with an encoder of its own; tested in test_rotograd.py.
 CASES = LOSS_WEIGHTING + GRADIENT_WEIGHTING + SHARPNESS_AWARE
+
+AT_FEATURES = [
+    gradient_case("mgda-features", lambda o: MGDA(at="features", **o)),
+    gradient_case("nash-features", lambda o: NashMTL(0.5, at="features", every_n_steps=2, **o)),
+    gradient_case("encodec-features", lambda o: EncodecBalancer(**o)),
+    gradient_case("graddrop-features", lambda o: GradDrop(0.1, at="features", seed=5, **o), combines=False),
+]
+"""Some methods where the gradients are compared at the features, which a call must be given."""
 
 TASKS = ("a", "b", "c")
 
@@ -277,7 +285,9 @@ class Toy(nn.Module):
         def recompute(wanted: Sequence[str] | None = None) -> dict[str, Tensor]:
             return self.mean_losses(inputs, targets, tasks if wanted is None else wanted)
 
-        total: Tensor = balancer(recompute(), shared=self.encoder.parameters(), recompute=recompute)
+        features = self.encoder(inputs)
+        losses = {name: loss.mean() for name, loss in self.losses_of(features, targets, tasks).items()}
+        total: Tensor = balancer(losses, shared=self.encoder.parameters(), features=features, recompute=recompute)
         return total
 
 

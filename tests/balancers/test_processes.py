@@ -10,9 +10,10 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
-from tests.balancers.cases import CASES, TASKS, BalancerCase, Toy, toy_batches
+from tests.balancers.cases import AT_FEATURES, CASES, TASKS, BalancerCase, Toy, toy_batches
 
 pytestmark = pytest.mark.xdist_group("processes")
+ALL = CASES + AT_FEATURES
 Result = dict[str, tuple[dict[str, Tensor], list[dict[str, Tensor]]]]
 
 
@@ -32,7 +33,7 @@ class Joint(nn.Module):
 
 def train_all(rank: int, world: int) -> Result:
     found: Result = {}
-    for case in CASES:
+    for case in ALL:
         joint = Joint(case)
         network = nn.parallel.DistributedDataParallel(joint) if world > 1 and list(joint.parameters()) else joint
         optimizer = torch.optim.SGD(joint.parameters(), lr=0.02, momentum=0.5)
@@ -68,7 +69,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Result]:
 
 
 @pytest.mark.parametrize("rank", ["rank 0", "rank 1"])
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+@pytest.mark.parametrize("case", ALL, ids=lambda case: case.id)
 def test_two_processes_train_like_one(case: BalancerCase, rank: str, results: dict[str, Result]) -> None:
     (expected, weights), (found, found_weights) = results["one"][case.id], results[rank][case.id]
     assert set(found) == set(expected)
@@ -80,7 +81,7 @@ def test_two_processes_train_like_one(case: BalancerCase, rank: str, results: di
             torch.testing.assert_close(two[name], weight, rtol=1e-8, atol=1e-8)
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+@pytest.mark.parametrize("case", ALL, ids=lambda case: case.id)
 def test_both_processes_have_the_very_same_weights(case: BalancerCase, results: dict[str, Result]) -> None:
     for one, two in zip(results["rank 0"][case.id][1], results["rank 1"][case.id][1], strict=True):
         assert {name: float(weight) for name, weight in one.items()} == {n: float(w) for n, w in two.items()}

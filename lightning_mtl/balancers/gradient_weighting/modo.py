@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
+
 import torch
 from torch import Tensor
 from typing_extensions import Unpack
@@ -37,6 +39,7 @@ class DoubleSampling(MatrixWeighting):
         self.memory.store(rows, matrix)
         return self.applied_weights(weights, rows)
 
+    @abstractmethod
     def next_weights(self, products: Tensor, weights: Tensor, rows: list[int]) -> Tensor:
         """Return the weights of the next step.
 
@@ -45,7 +48,6 @@ class DoubleSampling(MatrixWeighting):
             weights: The weights of this step, with sum 1.
             rows: Rows of the present tasks.
         """
-        raise NotImplementedError
 
     def applied_weights(self, weights: Tensor, rows: list[int]) -> Tensor:
         """Return what multiplies the gradients of this batch."""
