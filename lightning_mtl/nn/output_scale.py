@@ -38,7 +38,7 @@ class CenteredOutputScale(nn.Module, Recorded):
         ValueError: If ``alpha`` is not positive.
 
     Note:
-        The initial network is a frozen copy, part of the ``state_dict`` and always in ``eval`` mode. A network whose
+        The initial network is a frozen copy, part of the ``state_dict`` and evaluated in ``eval`` mode. A network whose
         ``train`` mode differs from it (dropout, batch statistics) does not start at exactly zero in training.
 
         With Adam the output scale, the learning rate and weight decay are confounded, and :func:`scaled_lr` does not
@@ -64,23 +64,18 @@ class CenteredOutputScale(nn.Module, Recorded):
         self.module = module
         self.alpha = alpha
         self.center = center
-        self.initial = copy.deepcopy(module).eval().requires_grad_(False) if center else None
+        self.initial = copy.deepcopy(module).requires_grad_(False) if center else None
         self.feature_spec = getattr(module, "feature_spec", None)
-
-    def train(self, mode: bool = True) -> CenteredOutputScale:
-        """Set the mode of the network; the copy of the initial one stays in ``eval``."""
-        super().train(mode)
-        if self.initial is not None:
-            self.initial.eval()
-        return self
 
     def forward(self, inputs: Any) -> Any:
         """Return the scaled change of the network's output."""
         output = self.module(inputs)
         if self.initial is None:
             return _combine(output, None, self.alpha)
+        self.initial.eval()
         with torch.no_grad():
             start = self.initial(inputs)
+        self.initial.train(self.training)  # Lightning warns of modules that start in eval mode
         return _combine(output, start, self.alpha)
 
     def extra_repr(self) -> str:

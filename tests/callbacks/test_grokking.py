@@ -21,6 +21,7 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -278,12 +279,20 @@ class Net(nn.Module):
 
 
 class Plain(pl.LightningModule):
-    """Knows nothing of this package."""
+    """Knows nothing of this package; counts and scales the gradients of a parameter."""
 
     def __init__(self, manual: bool = False) -> None:
         super().__init__()
         self.net = Net()
         self.automatic_optimization = not manual
+        self.hooked = 0
+
+    def configure_model(self) -> None:
+        next(self.parameters()).register_hook(self.half)
+
+    def half(self, gradient: Tensor) -> Tensor:
+        self.hooked += 1
+        return gradient / 2
 
     def forward(self, inputs: Tensor) -> Tensor:
         return self.net(inputs)
@@ -359,9 +368,10 @@ def eager(**options: Any) -> GrokkingDetector:
         {"module": lambda: Plain(manual=True)},
         {"precision": "bf16-mixed", "accumulate_grad_batches": 2},
         {"precision": "64-true", "gradient_clip_val": 0.1},
+        {"precision": "bf16-true"},
         {"module": lambda: torch.compile(Plain(), backend="eager")},
     ],
-    ids=["plain", "manual", "bf16-accumulation", "float64-clipping", "compiled"],
+    ids=["plain", "manual", "bf16-accumulation", "float64-clipping", "bf16-true", "compiled"],
 )
 def test_training_is_the_same_bit_for_bit_with_and_without_it(options: dict[str, Any]) -> None:
     module, _, numbers = fit(None, **options)
@@ -371,6 +381,7 @@ def test_training_is_the_same_bit_for_bit_with_and_without_it(options: dict[str,
     for name, value in expected.items():
         assert found[name].equal(value), name
     assert watched_numbers == numbers
+    assert watched.hooked == module.hooked > 0
     curves = detector.curves["all"]
     assert len(curves.steps) == 6
     assert curves.steps == sorted(set(curves.steps))
@@ -504,6 +515,21 @@ def test_other_batches_are_read_with_a_function() -> None:
         trained(eager())
     detector = trained(eager(kernel_forward=lambda module, batch: (module.net(batch["x"]), batch["y"])))
     assert set(detector.report()["all"].kernel) == {"kernel_distance", "alignment", "centred_alignment", "difficulty"}
+
+
+def test_batches_of_several_data_sets_are_split_each() -> None:
+    detector = GrokkingDetector(kernel=True, kernel_every_n_checks=1, kernel_samples=4, figure=False)
+    table = Table(16)
+    sources = {
+        name: DataLoader(TensorDataset(table.inputs, table.targets[name]), batch_size=size)
+        for name, size in (("size", 8), ("kind", 4))
+    }
+    module = make_module(tasks={name: make_module().tasks[name] for name in sources})
+    trainer = make_trainer(log_every_n_steps=1, callbacks=[detector])
+    trainer.fit(module, *(CombinedLoader(sources, mode) for mode in ("min_size", "max_size")))
+    for report in detector.report().values():
+        assert report.kernel["kernel_distance"] > 0
+        assert report.kernel["alignment"] > 0
 
 
 def test_by_default_measuring_takes_a_small_share_of_the_time() -> None:

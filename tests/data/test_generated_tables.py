@@ -107,6 +107,13 @@ def test_tokens_are_the_same_pairs_and_an_equals_sign() -> None:
     assert (tokens[:, 2] == 7).all()
 
 
+def test_targets_as_vectors_are_the_same_answers() -> None:
+    classes, vectors = (modular(one_hot_targets=form).datasets["train"].targets["add"] for form in (False, True))
+    assert vectors.dtype == torch.float32
+    assert vectors.sum(1).eq(1).all()
+    assert vectors.argmax(1).equal(classes)
+
+
 @pytest.mark.parametrize("build", [polynomial, modular], ids=["polynomial", "modular"])
 def test_the_whole_training_set_is_one_batch_by_default(build: Any) -> None:
     data = build()

@@ -45,10 +45,12 @@ def test_only_the_network_is_trained_and_its_start_survives_a_checkpoint() -> No
     assert other(inputs).equal(scaled(inputs))
 
 
-def test_the_initial_network_stays_in_eval_mode() -> None:
-    scaled = CenteredOutputScale(nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5))).train()
-    assert scaled.module.training
-    assert not scaled.initial.training
+def test_the_initial_network_is_evaluated_without_dropout_and_shares_the_mode() -> None:
+    inner = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5))
+    scaled = CenteredOutputScale(inner).train()
+    inner.eval()
+    assert scaled(torch.ones(50, 2)).abs().max() == 0
+    assert all(child.training for child in scaled.initial.modules())
 
 
 def test_several_outputs_are_scaled_each() -> None:

@@ -90,7 +90,7 @@ class GrokkingDetector(Callback):
 
     Note:
         The resolution of the times is the validation interval. A training metric that is logged per epoch is read at
-        the end of its epoch.
+        the end of its epoch; validations within an epoch see the value of the epoch before.
 
         Gradients longer than 65 521 numbers are projected to that length with random signs, which keeps inner products
         to about 0.4 % of the product of the norms; checkpoints grow by the samples, the small kernels, and this vector
@@ -289,7 +289,7 @@ class GrokkingDetector(Callback):
     ) -> None:
         """Record where parameters and kernels are before the first step."""
         step = steps_done(trainer, pl_module, in_batch=False)
-        samples = batch if self.kernel_batch is None else self.kernel_batch
+        samples = batch if self.kernel_batch is None else trainer.precision_plugin.convert_input(self.kernel_batch)
         for task, found in self._tracker.begin(trainer, pl_module, samples, step).items():
             self._curves[task].add_measures(step, found)
 
@@ -319,11 +319,11 @@ class GrokkingDetector(Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Read training metrics that are logged per epoch, if a validation ended the epoch."""
+        interval: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if self._checks and trainer.global_step >= interval:  # metrics of steps have had their chance, too
+            self.metrics.require(trainer, list(self._curves), "train_metric")
         if self._unlogged is None:
             return
-        interval: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if trainer.global_step >= interval:  # metrics of steps have had their chance, too
-            self.metrics.require(trainer, list(self._curves), "train_metric")
         if self.metrics.correct_train(trainer, self._curves):
             self._judge(trainer, pl_module, self._unlogged[0], due=False)
         self._flush(trainer)

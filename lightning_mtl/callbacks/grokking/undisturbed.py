@@ -10,13 +10,16 @@ import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
 
+from lightning_mtl.functional.gradients import tensor_hooks_off
+
 
 @contextmanager
 def undisturbed(module: nn.Module) -> Iterator[None]:
     """Evaluate a module with gradients; afterwards modes, buffers and random states are what they were.
 
     The module is in ``eval`` mode inside, autograd is on even within Lightning's inference mode, autocast is off, and
-    compiled parts run uncompiled. Parameters and their ``.grad`` are the business of whoever runs inside: use
+    compiled parts run uncompiled. Hooks of parameters are silent; hooks of modules, which may be part of the network,
+    are not. Parameters and their ``.grad`` are the business of whoever runs inside: use
     ``torch.autograd.grad``.
 
     Args:
@@ -30,6 +33,7 @@ def undisturbed(module: nn.Module) -> Iterator[None]:
     try:
         with (
             isolate_rng(),
+            tensor_hooks_off(list(module.parameters())),
             torch.inference_mode(False),
             torch.enable_grad(),
             torch.autocast(device, enabled=False),

@@ -21,7 +21,8 @@ class ModularArithmeticDataModule(TableDataModule):
 
     All pairs are shuffled with the seed; the first ``train_fraction`` of them is for training, the rest is halved into
     validation and test. Whether, and when, a network generalizes to the held-out pairs depends on the fraction.
-    Targets are classes ``(B,)`` int64 in 0..p-1, -100 without label. Inputs are
+    Targets are classes ``(B,)`` int64 in 0..p-1, -100 without label, or with ``one_hot_targets`` their one-hot vectors
+    ``(B, p)`` float32, NaN without label. Inputs are
 
     - with ``one_hot`` two one-hot vectors side by side, ``(B, 2p)`` float32;
     - else the sequence of tokens ``a b =``, ``(B, 3)`` int64, ``=`` being token p of a vocabulary of p + 1.
@@ -32,6 +33,7 @@ class ModularArithmeticDataModule(TableDataModule):
             multiplication with the inverse; it needs a prime p and leaves out the pairs with b = 0.
         train_fraction: Share of the pairs for training, in (0, 1).
         one_hot: Form of the inputs.
+        one_hot_targets: Form of the targets: vectors for a squared error rather than classes.
         batch_size: Samples per batch and process; None takes the whole training set.
         num_workers: Processes that load data. The samples are in memory.
         pin_memory: Whether batches are copied to pinned memory; None does so when CUDA is available.
@@ -64,6 +66,7 @@ class ModularArithmeticDataModule(TableDataModule):
         operations: Sequence[Operation] = ("add",),
         train_fraction: float = 0.6,
         one_hot: bool = True,
+        one_hot_targets: bool = False,
         *,
         batch_size: int | None = None,
         num_workers: int | None = 0,
@@ -104,6 +107,7 @@ class ModularArithmeticDataModule(TableDataModule):
         self.p = p
         self.operations = tuple(operations)
         self.one_hot = one_hot
+        self.one_hot_targets = one_hot_targets
         self._bounds: dict[Split, tuple[int, int]] = {
             "train": (0, num_train),
             "val": (num_train, num_train + num_val),
@@ -119,7 +123,7 @@ class ModularArithmeticDataModule(TableDataModule):
     @property
     def ignore_values(self) -> dict[str, float]:
         """Task -> value of a target without label."""
-        return dict.fromkeys(self.operations, -100.0)
+        return dict.fromkeys(self.operations, float("nan") if self.one_hot_targets else -100.0)
 
     def make_dataset(self, split: Split) -> Table:
         """Return the pairs of a split."""
@@ -130,7 +134,10 @@ class ModularArithmeticDataModule(TableDataModule):
             inputs = torch.cat([F.one_hot(first, self.p), F.one_hot(second, self.p)], 1).float()
         else:
             inputs = torch.stack([first, second, torch.full_like(first, self.p)], 1)
-        return Table(inputs, {operation: self._answer(operation, first, second) for operation in self.operations})
+        targets: dict[str, Tensor] = {name: self._answer(name, first, second) for name in self.operations}
+        if self.one_hot_targets:
+            targets = {operation: F.one_hot(answer, self.p).float() for operation, answer in targets.items()}
+        return Table(inputs, targets)
 
     def _answer(self, operation: Operation, first: Tensor, second: Tensor) -> Tensor:
         if operation == "add":
