@@ -18,6 +18,7 @@ from lightning_mtl.nn import (
     MLPEncoder,
     MLPHead,
     PooledHead,
+    QuadraticNetwork,
     SmpEncoder,
     TimmEncoder,
     UNetHead,
@@ -36,6 +37,7 @@ class EncoderCase:
 ENCODERS = [
     EncoderCase("lenet", lambda: LeNetEncoder(image_size=16, channels=(4, 6), kernel_size=3, width=8), (1, 16, 16)),
     EncoderCase("mlp", lambda: MLPEncoder(12, [16, 8]), (12,)),
+    EncoderCase("quadratic", lambda: QuadraticNetwork(12, 16, 3, train_readout=True), (12,)),
     EncoderCase("resnet18-pooled", lambda: TimmEncoder("resnet18")),
     EncoderCase("resnet18-maps", lambda: TimmEncoder("resnet18", "maps")),
     EncoderCase("resnet18-dilated", lambda: TimmEncoder("resnet18", "maps", output_stride=16)),
@@ -104,3 +106,6 @@ def features(spec: FeatureSpec, batch: int, size: int = 64) -> torch.Tensor | li
         torch.randn(batch, c, size // s, size // s, generator=generator)
         for c, s in zip(spec.channels, spec.strides, strict=True)
     ]
+
+
+# CenteredOutputScale keeps a frozen copy of its network and is tested in test_output_scale.py.
