@@ -11,6 +11,7 @@ from lightning_mtl.callbacks import (
     ContinualMetrics,
     GradientConflict,
     GrokkingDetector,
+    InstabilityMonitor,
     ModuleChangeMonitor,
     PredictionPanels,
     ResultsTable,
@@ -40,6 +41,7 @@ WATCHERS = [
     Case("continual_metrics", _continual_metrics),
     Case("gradient_conflict", lambda: GradientConflict(every_n_steps=2)),
     Case("grokking", _grokking_detector),
+    Case("instability", lambda: InstabilityMonitor(every_n_steps=1)),
     Case("results_table", lambda: ResultsTable(show=False)),
     Case("module_change", ModuleChangeMonitor),
     Case("prediction_panels", lambda: PredictionPanels(num_samples=4)),
@@ -48,3 +50,4 @@ WATCHERS = [
 # GrokkingReport and GrokkingTimes are what GrokkingDetector returns; tested in test_grokking.py.
 # SharpnessMonitor needs a balancer that perturbs; tested in test_sharpness.py.
 # ForgettingPrioritizedFinetuning, ExperienceReplay and DarkExperienceReplay steer; tested in test_fpf.py.
+# InstabilityError and InstabilityWarning are what InstabilityMonitor raises; tested in test_instability.py.

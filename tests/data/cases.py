@@ -103,6 +103,7 @@ TRANSFORMS: dict[str, JointTransform] = {
     "Compose": Compose([RandomScaleCrop(), RandomHorizontalFlip(), PhotometricJitter()]),
 }
 
+# MarkovCopy and MarkovCopyDataModule read tokens and are tested in test_markov.py.
 # ModularArithmeticDataModule, PolynomialRegressionDataModule and QuadraticError are tested in test_generated_tables.py.
 # NYUv2, SyntheticScenes and MultiMNIST are tested through the modules above; SeededSampler and SampleIndex in
 # test_samplers.py; ResumableDataLoader in test_loader.py; PartialLabels, DatasetNotFoundError, DataFileError and

@@ -219,3 +219,5 @@ CASES = [
         perfect=lambda t: t.double().nan_to_num(neginf=3.0),
     ),
 ]
+
+# LogPartitionPenalty wraps a loss, whose messages name that loss; it is tested in test_log_partition_penalty.py.
