@@ -20,6 +20,7 @@ from torchmetrics import MeanMetric
 from lightning_mtl.balancers.base import Balancer, is_distributed
 from lightning_mtl.balancers.loss_weighting.fixed import EqualWeighting
 from lightning_mtl.functional.delta_m import delta_m
+from lightning_mtl.functional.gradients import alias_features
 from lightning_mtl.functional.second_pass import RandomMarks, RandomState, second_pass
 from lightning_mtl.nn.recorded import NotRecordedError, describe
 from lightning_mtl.nn.spec import FeatureSpec
@@ -156,9 +157,14 @@ class MultiTaskModule(pl.LightningModule):
         self, features: Any, names: Iterable[str], size: tuple[int, int] | None, source: str = "batch"
     ) -> dict[str, Any]:
         predictions = {}
+        # heads that have nothing in common can be differentiated at their features in one pass
+        separate = self.training and getattr(self.balancer, "at", None) == "features"
         for name in names:
             self._mark(source, name)
-            predictions[name] = self.tasks[name](self._features_of(features, name), size)
+            own = self._features_of(features, name)
+            if separate:
+                own = alias_features(own)
+            predictions[name] = self.tasks[name](own, size)
         return predictions
 
     def _mark(self, *place: str) -> None:
