@@ -2,43 +2,20 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
+from tests.processes import start
 from tests.trainable import TRAINABLE
 
 pytestmark = pytest.mark.xdist_group("processes")
 
 
-def start(out: Path, world: int, rank: int, port: int) -> subprocess.Popen[bytes]:
-    environment = dict(os.environ)
-    if world > 1:
-        environment |= {
-            "WORLD_SIZE": str(world),
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "NODE_RANK": "0",
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-            "TORCHELASTIC_RUN_ID": "test",
-            "TORCHELASTIC_USE_AGENT_STORE": "False",
-        }
-    return subprocess.Popen([sys.executable, "-m", "tests.processes_worker", str(out), *TRAINABLE], env=environment)
-
-
 @pytest.fixture(scope="module")
 def parameters(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, dict[str, torch.Tensor]]]:
     folder = tmp_path_factory.mktemp("processes")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    runs = [start(folder / "one", 1, 0, port)] + [start(folder / "two", 2, rank, port) for rank in range(2)]
+    worker = "tests.processes_worker"
+    runs = start(worker, str(folder / "one"), *TRAINABLE, world=1) + start(worker, str(folder / "two"), *TRAINABLE)
     for run in runs:
         assert run.wait(timeout=900) == 0
     files = {"one": "one.0", "two, first": "two.0", "two, second": "two.1"}

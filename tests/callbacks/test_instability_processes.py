@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
 from typing import Any
 
 import pytest
@@ -13,6 +9,7 @@ import torch
 
 from lightning_mtl.callbacks import InstabilityMonitor
 from tests.callbacks.instability_worker import Plain, train
+from tests.processes import start
 
 pytestmark = pytest.mark.xdist_group("processes")
 
@@ -20,23 +17,7 @@ pytestmark = pytest.mark.xdist_group("processes")
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("processes")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    processes = []
-    for rank in range(2):
-        environment = dict(os.environ) | {
-            "WORLD_SIZE": "2",
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "NODE_RANK": "0",
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-            "TORCHELASTIC_RUN_ID": "test",
-            "TORCHELASTIC_USE_AGENT_STORE": "False",
-        }
-        command = [sys.executable, "-W", "ignore", "-m", "tests.callbacks.instability_worker", str(folder / "two")]
-        processes.append(subprocess.Popen(command, env=environment))
+    processes = start("tests.callbacks.instability_worker", str(folder / "two"))
     for process in processes:
         assert process.wait(timeout=240) == 0
     return {key: torch.load(folder / key, weights_only=True) for key in ("two.0", "two.1")}
