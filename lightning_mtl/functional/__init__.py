@@ -25,6 +25,7 @@ from lightning_mtl.functional.gramian import (
     sdmgrad,
     upgrad,
 )
+from lightning_mtl.functional.interval_clustering import interval_clustering
 from lightning_mtl.functional.kernels import (
     center_kernel,
     empirical_ntk,
@@ -53,6 +54,7 @@ __all__ = [
     "gradvac",
     "imtl_g",
     "independent_weight_decay",
+    "interval_clustering",
     "kernel_alignment",
     "kernel_difficulty",
     "kernel_distance",
