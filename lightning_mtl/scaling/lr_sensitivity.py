@@ -138,9 +138,10 @@ class LRSensitivityResult:
         return table
 
     def plot(self) -> Figure:
-        """Draw the loss over the learning rate for every scale, and the sensitivity over the scale.
+        """Draw the loss over the learning rate for every scale, and the sensitivity of every scale.
 
-        The second axis is the number of parameters if the rows have ``num_params``.
+        The second axis is the number of parameters if the rows have ``num_params`` and it at least doubles over the
+        scales; otherwise there is a bar for each scale.
         """
         from matplotlib.figure import Figure
 
@@ -152,14 +153,15 @@ class LRSensitivityResult:
         left.set(xscale="log", xlabel="learning rate", ylabel="final loss")
         left.legend(title="scale")
         sizes = {str(row["scale"]): float(row["num_params"]) for row in self.rows if "num_params" in row}
-        known = len(sizes) == len(self.scales)
-        where = [sizes[scale] if known else float(i) for i, scale in enumerate(self.scales)]
-        right.plot(where, [self.sensitivity(scale) for scale in self.scales], marker="o")
-        right.set(ylabel="LR sensitivity", xlabel="parameters" if known else "scale")
-        if known:
-            right.set_xscale("log")
+        values = [self.sensitivity(scale) for scale in self.scales]
+        right.set_ylabel("LR sensitivity")
+        if len(sizes) == len(self.scales) and max(sizes.values()) >= 2 * min(sizes.values()):
+            right.plot([sizes[scale] for scale in self.scales], values, marker="o")
+            right.set(xscale="log", xlabel="parameters")
         else:
-            right.set_xticks(where, self.scales)
+            colours = [line.get_color() for line in left.get_lines()]
+            right.bar_label(right.bar(self.scales, values, width=0.6, color=colours), fmt="%.2f")
+            right.set_xlabel("scale")
         return figure
 
     def _initial(self, row: Mapping[str, Any]) -> float:

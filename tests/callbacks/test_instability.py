@@ -8,6 +8,7 @@ import json
 import math
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,14 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_mtl import NonFiniteLossError
-from lightning_mtl.callbacks import InstabilityError, InstabilityMonitor, InstabilityWarning
+from lightning_mtl.callbacks import GrokkingDetector, InstabilityError, InstabilityMonitor, InstabilityWarning
 from lightning_mtl.callbacks.instability.alarms import LossSpikes, extrapolate_growth
 from lightning_mtl.callbacks.instability.blocks import find_blocks, group_parameters
 from lightning_mtl.callbacks.instability.statistics import ParameterStatistics, root_mean_square
+from lightning_mtl.callbacks.instability.training_step import AroundTrainingStep
 from lightning_mtl.scaling import AttentionLogitForecast
 from tests.callbacks.language import Language, LanguageOfTheOtherPackage, ManualLanguage, tokens
 from tests.toys import loader, make_module, make_trainer
@@ -211,6 +214,96 @@ def test_in_manual_optimization_every_optimizer_and_loss_is_seen() -> None:
     assert {"critic.0", "critic.2", "net.blocks.0"} <= set(sizes)
     assert monitor.step == 8
     assert len(monitor.spikes.losses) == 8
+
+
+class Passerby(Callback):
+    """Runs the module beside the training steps, in every way that callbacks do."""
+
+    def run(self, module: Any) -> None:
+        batch = 7 - next(iter(tokens(8, 8)))
+        module.loss(batch)  # a look-ahead or a replay
+        with torch.no_grad():
+            module.loss(batch)
+        module.eval()
+        module.loss(batch)  # a kernel
+        module.train()
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+        self.run(pl_module)
+
+    on_before_optimizer_step = on_train_batch_end = on_train_batch_start
+
+    def on_before_backward(self, trainer: Any, pl_module: Any, loss: Tensor) -> None:
+        self.run(pl_module)
+
+    def on_after_backward(self, trainer: Any, pl_module: Any) -> None:
+        self.run(pl_module)
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["before", "behind"])
+def test_forward_passes_of_validation_and_of_other_callbacks_are_not_seen(first: bool) -> None:
+    class Validated(Language):
+        def validation_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+            return self.loss(7 - batch)
+
+    found = []
+    for watched in (False, True):
+        torch.manual_seed(0)
+        module, monitor = Validated(dropout=0.0), InstabilityMonitor(every_n_steps=1)
+        others = [Passerby()] if watched else []
+        validated = {"limit_val_batches": 2 if watched else 0, "val_check_interval": 1}
+        fit(module, None, callbacks=[*others, monitor] if first else [monitor, *others], max_steps=4, **validated)
+        found.append(monitor.state_dict())
+    assert found[1] == found[0]
+    assert found[0]["history"]["last"]["attention_logit"]
+
+
+def test_the_kernel_of_the_grokking_detector_is_not_seen() -> None:
+    class Labelled(Language):
+        def forward(self, batch: Tensor) -> Tensor:
+            return self.net(batch)
+
+        def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+            loss = F.cross_entropy(self(batch[0]).transpose(1, 2), batch[1])
+            self.log("train", loss)
+            return loss
+
+        def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
+            self.log("val", self.training_step(batch, batch_idx))
+
+    words = next(iter(tokens(16, 16)))
+    rows = DataLoader(TensorDataset(words[:, :-1], words[:, 1:]), batch_size=8)
+    found = []
+    for kernel in (False, True):
+        torch.manual_seed(0)
+        module, monitor = Labelled(dropout=0.0), InstabilityMonitor(every_n_steps=1)
+        detector = GrokkingDetector("train", "val", kernel=kernel, kernel_every_n_checks=1)
+        make_trainer(callbacks=[monitor, detector], log_every_n_steps=1, max_epochs=2).fit(module, rows, rows)
+        assert bool(detector.report()["all"].kernel) == kernel
+        found.append(monitor.state_dict())
+    assert found[1] == found[0]
+
+
+def test_the_strategy_gets_its_training_step_back_in_any_order() -> None:
+    class Strategy:
+        def training_step(self, batch: int) -> int:
+            return batch + 1
+
+    for order in ((0, 1), (1, 0)):
+        strategy: Any = Strategy()
+        seen: list[str] = []
+        watches = [
+            AroundTrainingStep(strategy, partial(seen.append, f"{name} starts"), partial(seen.append, f"{name} ends"))
+            for name in ("inner", "outer")
+        ]
+        assert strategy.training_step(3) == 4
+        assert seen == ["outer starts", "inner starts", "inner ends", "outer ends"]
+        for index in order:
+            watches[index].remove()
+        assert strategy.training_step(3) == 4
+        assert len(seen) == 4
+    trainer = fit(Language(), InstabilityMonitor())
+    assert "training_step" not in vars(trainer.strategy)
 
 
 def test_logits_may_come_from_what_the_training_step_returns() -> None:

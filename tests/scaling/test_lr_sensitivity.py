@@ -98,8 +98,10 @@ def test_the_plot_shows_the_curves_and_the_sensitivity_over_the_size() -> None:
     assert [line.get_label() for line in left.lines] == ["1", "2"]
     assert right.get_xlabel() == "parameters"
     assert list(right.lines[0].get_xdata()) == [100.0, 200.0]
-    plain = LRSensitivity(lambda s, rate, _: rate, ["a"], [1.0, 2.0], initial_loss=3.0).run().plot()
-    assert plain.axes[1].get_xlabel() == "scale"
+    variants = LRSensitivity(lambda s, rate, _: {"loss": rate, "num_params": 9.0}, ["a", "b"], [1.0, 2.0], (0,), 3.0)
+    bars = variants.run().plot().axes[1]
+    assert bars.get_xlabel() == "scale"
+    assert [bar.get_height() for bar in bars.patches] == [0.5, 0.5]
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import warnings
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from lightning_mtl.callbacks.instability.alarms import Alarm, extrapolate_growth
+import torch.distributed as dist
+
+from lightning_mtl.balancers.base import is_distributed
+from lightning_mtl.callbacks.instability.alarms import Alarm, AlarmKind, InstabilityWarning, extrapolate_growth
 from lightning_mtl.callbacks.instability.readings import Readings
 
 if TYPE_CHECKING:
@@ -161,3 +167,28 @@ class History:
         self.nonfinite_steps = state["nonfinite_steps"]
         self.nonfinite_before = state["nonfinite_before"]
         self.predicted_attention_logit = state["predicted_attention_logit"]
+
+
+class AlarmLog:
+    """Keeps alarms in a history, and warns of those that are new.
+
+    Args:
+        history: Where they are kept.
+        critical: Kinds of alarm that call for action; no other alarm is critical.
+    """
+
+    def __init__(self, history: History, critical: Iterable[AlarmKind]) -> None:
+        self.history = history
+        self.critical = frozenset(critical)
+
+    def record(self, alarm: Alarm) -> Alarm:
+        """Keep an alarm, and return it, critical only if its kind is."""
+        alarm = dataclasses.replace(alarm, critical=alarm.critical and alarm.kind in self.critical)
+        if self.history.record(alarm):
+            self.warn(alarm.message)
+        return alarm
+
+    def warn(self, message: str) -> None:
+        """Warn, on the first process."""
+        if not is_distributed() or dist.get_rank() == 0:
+            warnings.warn(f"InstabilityMonitor: {message}", InstabilityWarning, stacklevel=2)

@@ -2,14 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Literal
+
 import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
 from torch.optim import Optimizer
 
 from lightning_mtl.balancers.base import is_distributed
+from lightning_mtl.callbacks.instability.alarms import Alarm, InstabilityError
+
+Action = Literal["warn", "raise", "stop", "skip", "lower_lr"]
+ACTIONS: tuple[Action, ...] = ("warn", "raise", "stop", "skip", "lower_lr")
 
 _RATES = ("lr", "initial_lr", "max_lr", "min_lr")
+
+
+def react(trainer: pl.Trainer, alarms: Sequence[Alarm], action: Action, lr_factor: float) -> None:
+    """Do what was asked for if one of the alarms is critical.
+
+    Args:
+        trainer: The Trainer.
+        alarms: New alarms.
+        action: What to do; ``"warn"`` was done when they were recorded, ``"skip"`` is :func:`drop_gradients`.
+        lr_factor: Factor on the learning rates for ``"lower_lr"``.
+
+    Raises:
+        InstabilityError: If that is what was asked for.
+    """
+    severe = [alarm for alarm in alarms if alarm.critical]
+    if not severe:
+        return
+    if action == "raise":
+        raise InstabilityError(f"InstabilityMonitor: {severe[0].message}")
+    if action == "stop":
+        trainer.should_stop = True
+    if action == "lower_lr":
+        scale_learning_rates(trainer, lr_factor)
 
 
 def drop_gradients(optimizer: Optimizer, skip: bool, gradients: bool) -> bool:

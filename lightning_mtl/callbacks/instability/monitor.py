@@ -2,54 +2,48 @@
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import math
-import statistics
-import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_mtl.balancers.base import is_distributed
 from lightning_mtl.callbacks.figures import publish_figure
-from lightning_mtl.callbacks.instability.alarms import (
-    ALARM_KINDS,
-    Alarm,
-    AlarmKind,
-    InstabilityError,
-    InstabilityWarning,
-    LossSpikes,
-)
-from lightning_mtl.callbacks.instability.attention import log_partition
+from lightning_mtl.callbacks.instability.alarms import ALARM_KINDS, Alarm, AlarmKind, InstabilityError, LossSpikes
 from lightning_mtl.callbacks.instability.blocks import find_blocks, group_parameters, match
-from lightning_mtl.callbacks.instability.history import History
+from lightning_mtl.callbacks.instability.history import AlarmLog, History
 from lightning_mtl.callbacks.instability.judge import Limits, judge_forecast
-from lightning_mtl.callbacks.instability.mitigation import drop_gradients, scale_learning_rates
-from lightning_mtl.callbacks.instability.probe import ForwardProbe, class_dimension
+from lightning_mtl.callbacks.instability.losses import LossWatch, diagnose
+from lightning_mtl.callbacks.instability.mitigation import ACTIONS, Action, drop_gradients, react
+from lightning_mtl.callbacks.instability.probe import ForwardProbe
+from lightning_mtl.callbacks.instability.quantities import QUANTITIES, Quantity, require_found
 from lightning_mtl.callbacks.instability.readings import Readings, collect, merge
+from lightning_mtl.callbacks.instability.run_facts import (
+    accumulated_batches,
+    loss_of_batch,
+    loss_scale,
+    num_trained_parameters,
+    peak_learning_rate,
+)
 from lightning_mtl.callbacks.instability.statistics import ParameterStatistics
+from lightning_mtl.callbacks.instability.training_step import AroundTrainingStep
 from lightning_mtl.module import NonFiniteLossError
 from lightning_mtl.scaling.attention_forecast import AttentionLogitForecast
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Quantity = Literal["attention", "log_z", "activations", "gradients", "parameters", "updates"]
-QUANTITIES: tuple[Quantity, ...] = ("attention", "log_z", "activations", "gradients", "parameters", "updates")
-
 
 @dataclass
 class _Batch:
-    """The optimizer step under way."""
+    """The batch under way, and the optimizer step that it belongs to."""
 
     full: bool = False
     stepped: bool = True
@@ -59,20 +53,13 @@ class _Batch:
     alarms: list[Alarm] = field(default_factory=list)
 
 
-@dataclass
-class _Unread:
-    """What lies on the device until the next check."""
-
-    losses: list[tuple[int, Tensor]] = field(default_factory=list)
-    finite: list[tuple[int, list[str], Tensor]] = field(default_factory=list)
-
-
 class InstabilityMonitor(Callback):
     r"""Watch a run for the instabilities that end large ones, and say where they start.
 
     It works with any LightningModule as it is, in ``lightning.pytorch`` and ``pytorch_lightning`` Trainers, with
     automatic and manual optimization, accumulation, mixed precision, several processes and ``torch.compile``. Weights
-    and random states are bit for bit those of a run without it.
+    and random states are bit for bit those of a run without it. It sees what the Trainer's own training steps run, not
+    validation or what other callbacks run in between.
 
     In every step it looks at the loss: a value that is not finite is traced to the first block, and on a CPU to the
     first layer, whose output is not finite; a loss that stands out from those before it is a spike. Every
@@ -158,7 +145,7 @@ class InstabilityMonitor(Callback):
         forecast: AttentionLogitForecast | None = None,
         num_params: float | None = None,
         critical: Sequence[AlarmKind] = ("attention", "nonfinite"),
-        on_critical: Literal["warn", "raise", "stop", "skip", "lower_lr"] = "warn",
+        on_critical: Action = "warn",
         lr_factor: float = 0.5,
         max_queries: int | None = 64,
         check_every_n_steps: int | None = None,
@@ -176,7 +163,7 @@ class InstabilityMonitor(Callback):
         )
         _check_known("track", track or (), QUANTITIES)
         _check_known("critical", critical, ALARM_KINDS)
-        _check_known("on_critical", [on_critical], ("warn", "raise", "stop", "skip", "lower_lr"))
+        _check_known("on_critical", [on_critical], ACTIONS)
         if attention_critical < attention_warn:
             raise ValueError(
                 f"InstabilityMonitor: attention_critical must be at least attention_warn={attention_warn}, got "
@@ -204,11 +191,13 @@ class InstabilityMonitor(Callback):
         self.spikes = LossSpikes(spike_threshold, spike_window)
         self.step = 0
         """Number of optimizer steps seen, over all resumptions."""
+        self._alarms = AlarmLog(self.history, critical)
+        self._losses = LossWatch(self.history, self.spikes, self._alarms)
         self._probe: ForwardProbe | None = None
         self._sizes: ParameterStatistics | None = None
-        self._check_every, self._prompt = 1, False
+        self._around: AroundTrainingStep | None = None
+        self._check_every = 1
         self._batch = _Batch()
-        self._unread = _Unread()
 
     # ------------------------------------------------------------------ hooks
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -217,7 +206,7 @@ class InstabilityMonitor(Callback):
         blocks = find_blocks(pl_module, self.blocks)
         on_cpu = trainer.strategy.root_device.type == "cpu"
         self._check_every = self.check_every_n_steps or (1 if on_cpu and not is_distributed() else self.every_n_steps)
-        self._prompt = on_cpu and not is_distributed() and self._check_every == 1
+        self._losses.prompt = on_cpu and not is_distributed() and self._check_every == 1
         names = [name for name, _ in pl_module.named_modules() if name]
         watched = None if callable(self.logits) or "log_z" not in quantities else self.logits
         self._probe = ForwardProbe(
@@ -227,24 +216,27 @@ class InstabilityMonitor(Callback):
             attention=list(self.attention or []) if "attention" in quantities else None,
             logits=watched if isinstance(watched, str | None) else match("logits", watched, names),
             max_queries=self.max_queries,
-            keep_inputs=self._prompt,
+            keep_inputs=self._losses.prompt,
         )
         self._sizes = ParameterStatistics(group_parameters(pl_module, blocks), quantities)
-        self._batch, self._unread = _Batch(), _Unread()
+        self._batch = _Batch()
+        self._losses.clear()
+        self._around = AroundTrainingStep(trainer.strategy, self._start_watch, self._probe.stop)
         if self._probe.whole_is_compiled:
-            self._warn(
+            self._alarms.warn(
                 "the LightningModule is compiled as a whole, so activations, attention and logits are not seen; "
                 "compile the network in it instead: self.network = torch.compile(self.network)."
             )
         if self.forecast is not None and self.step == 0:
-            size = self.num_params or _num_trained(pl_module)
-            found = judge_forecast(self.forecast.predict(size, _peak_learning_rate(trainer)))
-            self._act(trainer, [] if found is None else [self._record(found)])
+            size = self.num_params or num_trained_parameters(pl_module)
+            found = judge_forecast(self.forecast.predict(size, peak_learning_rate(trainer)))
+            alarms = [] if found is None else [self._alarms.record(found)]
+            react(trainer, alarms, self.on_critical, self.lr_factor)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Begin to watch a batch."""
+        """Begin with a batch, and with a new step of the optimizer if the last one is done."""
         if self._probe is None or self._sizes is None:
             return
         if self._batch.stepped:  # else it belongs to the same step as the one before
@@ -254,23 +246,26 @@ class InstabilityMonitor(Callback):
         self._batch.stepped = False
         self._batch.steps_before = trainer.global_step
         self._batch.losses = []
-        self._probe.start(self._batch.full)
+
+    def _start_watch(self) -> None:
+        cast(ForwardProbe, self._probe).start(self._batch.full)
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
-        """Stop watching the forward pass; look at the loss if that is free or the batch may have to be skipped."""
+        """Look at the loss if that is free or the batch may have to be skipped."""
         if self._probe is None:
             return
         self._probe.begin_backward()
         self._batch.losses.append(loss.detach())
-        if self._prompt or self.on_critical == "skip":
-            value = float(loss.detach()) * _accumulated(trainer, pl_module) / _loss_scale(trainer)
+        if self._losses.prompt or self.on_critical == "skip":
+            value = float(loss.detach()) * accumulated_batches(trainer, pl_module) / loss_scale(trainer)
             if not math.isfinite(value):
                 self._batch.skip = self.on_critical != "warn" and "nonfinite" in self.critical
-                found = self._nonfinite_loss(self.step, value, self._diagnose) if self._prompt else None
+                probe, watch = self._probe, self._losses
+                found = watch.nonfinite(self.step, value, lambda: diagnose(probe)) if watch.prompt else None
                 if found is not None:
                     self._batch.alarms.append(found)
                     if self.on_critical == "raise":
-                        self._act(trainer, [found])
+                        react(trainer, [found], self.on_critical, self.lr_factor)
             elif self.on_critical == "skip" and "loss_spike" in self.critical and self.spikes.stands_out(value):
                 self._batch.skip = True
         self._probe.forget_inputs()
@@ -295,20 +290,15 @@ class InstabilityMonitor(Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """End the watch; after an optimizer step, judge and log."""
+        """Keep the loss; after an optimizer step, judge and log."""
         if self._probe is None or self._sizes is None:
             return
-        self._probe.stop()
-        loss = self._loss_of(trainer, pl_module, outputs)
-        if loss is not None:
-            self._unread.losses.append((self.step, loss))
-        if not self._prompt and self._probe.outputs:
-            names = [name for name, _ in self._probe.outputs]
-            flags = torch.stack([value.isfinite() for _, value in self._probe.outputs])
-            self._unread.finite.append((self.step, names, flags))
+        loss = loss_of_batch(trainer, pl_module, outputs, self._batch.losses)
+        self._losses.add(self.step, loss, self._probe.outputs)
         self._probe.outputs = []
+        self._probe.forget_inputs()
         if self._batch.full and callable(self.logits) and "log_z" in (self.track or QUANTITIES):
-            self._take_logits(self.logits, outputs)
+            self._probe.add_logits(self.logits(outputs))
         if trainer.global_step == self._batch.steps_before:
             return
         if self._batch.full:
@@ -320,10 +310,8 @@ class InstabilityMonitor(Callback):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Judge what was not judged yet, and draw the history."""
-        if self._probe is not None:
-            self._probe.stop()
-            if self._unread.losses or is_distributed():
-                self._check(trainer, full=False)
+        if self._probe is not None and (self._losses.losses or is_distributed()):
+            self._check(trainer, full=False)
         dry = trainer.fast_dev_run  # type: ignore[attr-defined]
         if trainer.loggers and self.history.curves and not dry:
             publish_figure(trainer, "instability", self.plot())
@@ -334,16 +322,19 @@ class InstabilityMonitor(Callback):
             return
         numeric = isinstance(exception, ArithmeticError | NonFiniteLossError)
         if numeric and not isinstance(exception, InstabilityError) and self._probe.outputs:
-            where, why = self._diagnose()
+            where, why = diagnose(self._probe)
             message = f"training failed at step {self.step}, and {why}."
-            self._record(Alarm("nonfinite", self.step, where, math.nan, False, message))
-        self._probe.stop()
+            self._alarms.record(Alarm("nonfinite", self.step, where, math.nan, False, message))
+        self._let_go()
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Let go of the model."""
-        if self._probe is not None:
-            self._probe.stop()
-        self._probe = self._sizes = None
+        self._let_go()
+
+    def _let_go(self) -> None:
+        if self._around is not None:
+            self._around.remove()
+        self._probe = self._sizes = self._around = None
 
     # ------------------------------------------------------------------ state
     def state_dict(self) -> dict[str, Any]:
@@ -380,120 +371,25 @@ class InstabilityMonitor(Callback):
     def _check(self, trainer: pl.Trainer, full: bool) -> None:
         """Read what was collected, on all processes alike, and judge it."""
         probe, sizes = cast(ForwardProbe, self._probe), cast(ParameterStatistics, self._sizes)
-        local = collect(self._unread.losses, self._unread.finite, probe if full else None, sizes if full else None)
-        self._unread = _Unread()
+        local = collect(self._losses.losses, self._losses.finite, probe if full else None, sizes if full else None)
+        self._losses.clear()
         parts: list[Readings | None] = [local]
         if is_distributed():
             parts = [None] * dist.get_world_size()
             dist.all_gather_object(parts, local)
         readings = merge([part for part in parts if part is not None])
         alarms, self._batch.alarms = self._batch.alarms, []
-        alarms += self._judge_losses(readings)
+        alarms += self._losses.judge(readings)
         if full:
-            self._require_tracked(readings)
+            if self.step == 0 and not probe.whole_is_compiled:
+                require_found(readings, self.track, self.attention, self.logits)
             self.history.add(self.step, readings)
             scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
             gradients = not scaled and not self.history.nonfinite_before
             for alarm in self.limits.judge(self.step, readings, self.history, gradients):
-                alarms.append(self._record(alarm))
+                alarms.append(self._alarms.record(alarm))
             self._log(trainer)
-        self._act(trainer, alarms)
-
-    def _judge_losses(self, readings: Readings) -> list[Alarm]:
-        alarms = []
-        for step, loss in readings.losses:
-            if math.isfinite(loss):
-                self.history.nonfinite_before = False
-                if self.spikes.update(loss):
-                    self.history.loss_spikes += 1
-                    typical = statistics.median(self.spikes.losses)
-                    message = f"the loss rose to {loss:.4g} at step {step}, from a median of {typical:.4g}."
-                    alarms.append(self._record(Alarm("loss_spike", step, "loss", loss, True, message)))
-            elif not self._prompt:
-                first = readings.first_nonfinite.get(step, "loss")
-                found = self._nonfinite_loss(step, loss, functools.partial(_first_output, first))
-                alarms += [] if found is None else [found]
-        return alarms
-
-    def _nonfinite_loss(self, step: int, loss: float, diagnose: Callable[[], tuple[str, str]]) -> Alarm | None:
-        """Count a step whose loss is not finite; the first of several in a row raises the alarm."""
-        self.history.nonfinite_steps += 1
-        again, self.history.nonfinite_before = self.history.nonfinite_before, True
-        if again:
-            return None
-        where, why = diagnose()
-        message = f"the loss is {loss} at step {step}: {why}. Lower the learning rate or look at this module's inputs."
-        return self._record(Alarm("nonfinite", step, where, loss, True, message))
-
-    def _diagnose(self) -> tuple[str, str]:
-        """Return the first module whose output is not finite in this batch, and a sentence about it."""
-        probe = cast(ForwardProbe, self._probe)
-        first = next((name for name, value in probe.outputs if not bool(value.isfinite())), None)
-        for name, parameter in probe.root.named_parameters():
-            if not bool(parameter.isfinite().all()):
-                owner = name.rpartition(".")[0] or name
-                return owner, f"the parameter {name} is not finite since an earlier update"
-        if first is None:
-            return "loss", "all blocks gave finite outputs, so it comes from what follows them"
-        if not probe.inputs_are_finite(first):
-            return first, f"{first} is the first block and was given inputs that are not finite"
-        return _first_output(probe.locate(first))
-
-    def _record(self, alarm: Alarm) -> Alarm:
-        alarm = dataclasses.replace(alarm, critical=alarm.critical and alarm.kind in self.critical)
-        if self.history.record(alarm):
-            self._warn(alarm.message)
-        return alarm
-
-    def _warn(self, message: str) -> None:
-        if not is_distributed() or dist.get_rank() == 0:
-            warnings.warn(f"InstabilityMonitor: {message}", InstabilityWarning, stacklevel=2)
-
-    def _act(self, trainer: pl.Trainer, alarms: list[Alarm]) -> None:
-        severe = [alarm for alarm in alarms if alarm.critical]
-        if not severe:
-            return
-        if self.on_critical == "raise":
-            raise InstabilityError(f"InstabilityMonitor: {severe[0].message}")
-        if self.on_critical == "stop":
-            trainer.should_stop = True
-        if self.on_critical == "lower_lr":
-            scale_learning_rates(trainer, self.lr_factor)
-
-    # ------------------------------------------------------------------ parts
-    def _loss_of(self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any) -> Tensor | None:
-        loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
-        if isinstance(loss, Tensor) and loss.numel() == 1:
-            return loss.detach() * _accumulated(trainer, module)
-        if self._batch.losses:
-            return torch.stack(self._batch.losses).mean() / _loss_scale(trainer)
-        return None
-
-    def _take_logits(self, function: Callable[[Any], Any], outputs: Any) -> None:
-        found = function(outputs)
-        named = found if isinstance(found, Mapping) else {"output": found}
-        for name, logits in named.items():
-            cast(ForwardProbe, self._probe).log_zs.setdefault(str(name), []).append(
-                log_partition(logits, class_dimension(logits))
-            )
-
-    def _require_tracked(self, readings: Readings) -> None:
-        probe = cast(ForwardProbe, self._probe)
-        if self.step or probe.whole_is_compiled:
-            return
-        if not readings.attention and (self.attention is not None or "attention" in (self.track or ())):
-            raise MisconfigurationException(
-                f"InstabilityMonitor: no attention was seen in the first step{_named(self.attention)}; leave track and "
-                "attention at None, or name modules whose attention runs through F.scaled_dot_product_attention, "
-                "nn.MultiheadAttention or a softmax between two matrix products."
-            )
-        wanted = "log_z" in (QUANTITIES if self.track is None else self.track)
-        named = self.logits not in ("auto", None) or self.track is not None
-        if not readings.log_z and wanted and named and self.logits is not None:
-            raise MisconfigurationException(
-                "InstabilityMonitor: no output logits were seen in the first step; set logits to the names of the "
-                "modules that return them, to a function of what training_step returns, or to None."
-            )
+        react(trainer, alarms, self.on_critical, self.lr_factor)
 
     def _log(self, trainer: pl.Trainer) -> None:
         metrics = self.history.metrics(self.log_modules)
@@ -501,35 +397,6 @@ class InstabilityMonitor(Callback):
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=step)
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
-
-
-def _first_output(name: str) -> tuple[str, str]:
-    return name, f"the first output that is not finite is that of {name}"
-
-
-def _accumulated(trainer: pl.Trainer, module: pl.LightningModule) -> int:
-    """Return what Lightning divided the loss by."""
-    return trainer.accumulate_grad_batches if module.automatic_optimization else 1
-
-
-def _loss_scale(trainer: pl.Trainer) -> float:
-    scaler = getattr(trainer.precision_plugin, "scaler", None)
-    return 1.0 if scaler is None else float(scaler.get_scale())
-
-
-def _num_trained(module: nn.Module) -> int:
-    """Return the number of trained parameters outside of embeddings."""
-    embeddings = {id(p) for m in module.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
-    return sum(p.numel() for p in module.parameters() if p.requires_grad and id(p) not in embeddings)
-
-
-def _peak_learning_rate(trainer: pl.Trainer) -> float:
-    groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
-    return max(float(group.get("max_lr", group.get("initial_lr", group["lr"]))) for group in groups)
-
-
-def _named(patterns: Sequence[str] | None) -> str:
-    return "" if patterns is None else f" in modules named {list(patterns)}"
 
 
 def _check_positive(**values: float | None) -> None:

@@ -1,4 +1,4 @@
-"""Watch the forward passes of one training batch."""
+"""Watch the forward passes of one training step."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _FUSED_LAYERS = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.Transform
 
 
 class ForwardProbe:
-    """Collects what the forward passes of one batch show, through hooks that are there only for that batch.
+    """Collects what the forward passes of a training step show, through hooks that are there only for that step.
 
     In a light pass the sum over every block's output is kept, which tells whether it is finite. In a full pass also the
     mean square of every block's output, the attention and the output softmaxes.
@@ -75,9 +75,9 @@ class ForwardProbe:
         self._inside: set[int] | None = None
         self._checked = dict(blocks)
 
-    # ------------------------------------------------------------------ one batch
+    # ------------------------------------------------------------------ one training step
     def start(self, full: bool) -> None:
-        """Install the hooks for a batch; several batches of one optimizer step add up."""
+        """Install the hooks for a training step; several for one step of the optimizer add up."""
         self.stop()
         self._full = full
         self._stack, self._in_backward, self._unnamed = [], False, 0
@@ -98,21 +98,26 @@ class ForwardProbe:
         self._in_backward = True
 
     def end_backward(self) -> None:
-        """Let the next forward pass of this batch be watched again."""
+        """Let the next forward pass of this training step be watched again."""
         self._in_backward = False
 
     def stop(self) -> None:
-        """Remove the hooks."""
+        """Remove the hooks; what was collected stays."""
         self.watcher.pause()
         while self._undo:
             self._undo.pop()()
-        self.forget_inputs()
         self._full = False
 
     def clear(self) -> None:
         """Forget what was collected."""
         self.outputs, self.mean_squares, self.attentions, self.log_zs = [], {}, {}, {}
         self.forget_inputs()
+
+    def add_logits(self, found: Any) -> None:
+        """Take logits, or ``{name: logits}``, that no hook has seen."""
+        named = found if isinstance(found, Mapping) else {"output": found}
+        for name, logits in named.items():
+            self.log_zs.setdefault(str(name), []).append(log_partition(logits, class_dimension(logits)))
 
     def forget_inputs(self) -> None:
         """Let go of the inputs of the blocks."""
