@@ -3,7 +3,9 @@
 timm and segmentation_models_pytorch are imported by the constructors that need them, not here.
 """
 
+from lightning_mtl.nn.architectures import MTAN, NDDRCNN, CrossStitch, LearningToBranch, TaskTree
 from lightning_mtl.nn.encoders import (
+    FeatEnHancer,
     LeNetEncoder,
     MLPEncoder,
     QuadraticNetwork,
@@ -11,39 +13,67 @@ from lightning_mtl.nn.encoders import (
     SmpEncoder,
     TimmEncoder,
 )
+from lightning_mtl.nn.experts import CGC, PLE, ConvExpert, DSelectK, MLPExpert, MMoE, TaskExpert
+from lightning_mtl.nn.feature_enhancement import FeatureEnhancement, ScaleAwareAggregation, scale_aware_attention
 from lightning_mtl.nn.heads import (
+    BoxPredictions,
     ConvHead,
     DeepLabV3PlusHead,
+    FCOSHead,
+    FeaturePyramid,
     FPNHead,
     LinearHead,
     MLPHead,
     PooledHead,
+    RetinaNetHead,
     UNetHead,
 )
 from lightning_mtl.nn.output_scale import CenteredOutputScale, scaled_lr
 from lightning_mtl.nn.qk_norm import QKNormLinear, QKNormMultiheadAttention, add_qk_norm
 from lightning_mtl.nn.spec import FeatureSpec
+from lightning_mtl.nn.task_aware import TaskAwareEncoder
 from lightning_mtl.nn.tiny_decoder import TinyDecoder
 
 __all__ = [
+    "CGC",
+    "MTAN",
+    "NDDRCNN",
+    "PLE",
+    "BoxPredictions",
     "CenteredOutputScale",
+    "ConvExpert",
     "ConvHead",
+    "CrossStitch",
+    "DSelectK",
     "DeepLabV3PlusHead",
+    "FCOSHead",
     "FPNHead",
+    "FeatEnHancer",
+    "FeatureEnhancement",
+    "FeaturePyramid",
     "FeatureSpec",
     "LeNetEncoder",
+    "LearningToBranch",
     "LinearHead",
     "MLPEncoder",
+    "MLPExpert",
     "MLPHead",
+    "MMoE",
     "PooledHead",
     "QKNormLinear",
     "QKNormMultiheadAttention",
     "QuadraticNetwork",
+    "RetinaNetHead",
     "RotatedFeatures",
+    "ScaleAwareAggregation",
     "SmpEncoder",
+    "TaskAwareEncoder",
+    "TaskExpert",
+    "TaskTree",
     "TimmEncoder",
     "TinyDecoder",
     "UNetHead",
     "add_qk_norm",
+    "scale_aware_attention",
     "scaled_lr",
 ]

@@ -11,6 +11,7 @@ from torch import nn
 from lightning_mtl.nn import (
     ConvHead,
     DeepLabV3PlusHead,
+    FeatEnHancer,
     FeatureSpec,
     FPNHead,
     LeNetEncoder,
@@ -48,6 +49,7 @@ ENCODERS = [
     EncoderCase("convnext_atto-pooled", lambda: TimmEncoder("convnext_atto")),
     EncoderCase("convnext_atto-maps", lambda: TimmEncoder("convnext_atto", "maps")),
     EncoderCase("swin-maps", lambda: TimmEncoder("swin_tiny_patch4_window7_224", "maps", img_size=64)),
+    EncoderCase("feat-enhancer", lambda: FeatEnHancer(TimmEncoder("resnet18", "maps"), init_std=0.1)),
     EncoderCase("smp-resnet18", lambda: SmpEncoder("resnet18")),
     EncoderCase("smp-mit_b0", lambda: SmpEncoder("mit_b0")),
 ]
@@ -111,3 +113,4 @@ def features(spec: FeatureSpec, batch: int, size: int = 64) -> torch.Tensor | li
 # TinyDecoder reads tokens and is tested in test_tiny_decoder.py; QKNormMultiheadAttention and QKNormLinear in
 # test_qk_norm.py.
 # CenteredOutputScale keeps a frozen copy of its network and is tested in test_output_scale.py.
+# FeatureEnhancement and ScaleAwareAggregation are the parts of FeatEnHancer, tested in test_feature_enhancement.py.
