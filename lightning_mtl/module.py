@@ -338,8 +338,8 @@ class MultiTaskModule(pl.LightningModule):
         """Tell the balancer that the epoch ended."""
         self.balancer.end_epoch()
 
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Build the optimizer on one parameter group each for encoder, heads and balancer."""
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Return the optimizer's parameter groups, one each for encoder, heads and balancer where they have any."""
         members = {"encoder": self.encoder, "heads": self.tasks, "balancer": self.balancer}
         groups: list[dict[str, Any]] = []
         for name, member in members.items():
@@ -348,7 +348,11 @@ class MultiTaskModule(pl.LightningModule):
                 groups.append({"params": parameters, "name": name})
                 if name == "balancer":
                     groups[-1]["weight_decay"] = 0.0  # decay would pull learned loss weights to their start values
-        optimizer = self.optimizer(groups)
+        return groups
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Build the optimizer on the parameter groups, and the scheduler."""
+        optimizer = self.optimizer(self.parameter_groups())
         for group in optimizer.param_groups:
             group["lr"] = group["lr"] * self.lr_multipliers.get(group["name"], 1.0)
         if self.lr_scheduler is None:
