@@ -7,7 +7,7 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sized
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypedDict, cast
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -63,12 +63,16 @@ class PartialLabels(Dataset[Sample]):
     Args:
         dataset: Yields ``(inputs, targets)``.
         fraction: Task -> fraction of the samples that keep this task's label; the number is rounded.
-        ignore_values: Task -> value that means "no label"; fills the targets of the others.
+        ignore_values: Task -> value that means "no label"; fills the targets of the others. None replaces the target.
         seed: Seed of the choice.
     """
 
     def __init__(
-        self, dataset: Dataset[Sample], fraction: Mapping[str, float], ignore_values: Mapping[str, float], seed: int = 0
+        self,
+        dataset: Dataset[Sample],
+        fraction: Mapping[str, float],
+        ignore_values: Mapping[str, float | None],
+        seed: int = 0,
     ) -> None:
         self.dataset = dataset
         self.ignore_values = dict(ignore_values)
@@ -88,8 +92,33 @@ class PartialLabels(Dataset[Sample]):
         inputs, targets = self.dataset[index]
         for task, labelled in self.labelled.items():
             if task in targets and not labelled[index]:
-                targets = {**targets, task: torch.full_like(torch.as_tensor(targets[task]), self.ignore_values[task])}
+                value = self.ignore_values[task]
+                absent = None if value is None else torch.full_like(torch.as_tensor(targets[task]), value)
+                targets = {**targets, task: absent}
         return inputs, targets
+
+
+class LoaderOptions(TypedDict, total=False):
+    """Options of the loaders that all data modules have in common.
+
+    Attributes:
+        batch_size: Samples per batch and process; 8 by default.
+        num_workers: Processes that load data; None (default) takes one per available core, at most 8, and none on one
+            core.
+        pin_memory: Whether batches are copied to pinned memory; None (default) does so when CUDA is available.
+        persistent_workers: Whether workers outlive an epoch; None (default) does so when there are any.
+        seed: Seed of order, augmentation and everything generated; 0 by default.
+        drop_last: Leave out the last training batch when it is smaller than the others; True by default.
+        label_fraction: Task -> fraction of the training samples that keep this task's label; tasks not named keep all.
+    """
+
+    batch_size: int
+    num_workers: int | None
+    pin_memory: bool | None
+    persistent_workers: bool | None
+    seed: int
+    drop_last: bool
+    label_fraction: dict[str, float] | None
 
 
 class MultiTaskDataModule(LightningDataModule, ABC):
@@ -157,8 +186,8 @@ class MultiTaskDataModule(LightningDataModule, ABC):
         """Return the data set of a split, a map-style data set of ``(inputs, targets)``."""
 
     @property
-    def ignore_values(self) -> dict[str, float]:
-        """Task -> value of a target without label; by default no task's labels can be left out."""
+    def ignore_values(self) -> Mapping[str, float | None]:
+        """Task -> value of a target without label, None for None itself; by default no label can be left out."""
         return {}
 
     def collate(self, samples: list[Sample]) -> Any:

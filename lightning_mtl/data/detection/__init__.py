@@ -1,0 +1,16 @@
+"""Data sets of images with boxes, and the joint transforms for them."""
+
+from lightning_mtl.data.detection.base import DetectionDataModule, DetectionOptions
+from lightning_mtl.data.detection.coco import CocoDetectionDataModule
+from lightning_mtl.data.detection.dataset import DetectionDataset
+from lightning_mtl.data.detection.transforms import FitInside, RandomBoxCrop, TorchvisionTransform
+
+__all__ = [
+    "CocoDetectionDataModule",
+    "DetectionDataModule",
+    "DetectionDataset",
+    "DetectionOptions",
+    "FitInside",
+    "RandomBoxCrop",
+    "TorchvisionTransform",
+]
