@@ -6,7 +6,7 @@ import functools
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import lightning.pytorch as pl
 import torch
@@ -22,6 +22,7 @@ from lightning_mtl.balancers.loss_weighting.fixed import EqualWeighting
 from lightning_mtl.functional.delta_m import delta_m
 from lightning_mtl.functional.gradients import alias_features
 from lightning_mtl.functional.second_pass import RandomMarks, RandomState, second_pass
+from lightning_mtl.metrics import directions
 from lightning_mtl.nn.recorded import NotRecordedError, describe
 from lightning_mtl.nn.spec import FeatureSpec
 from lightning_mtl.tasks.base import Task
@@ -31,6 +32,22 @@ _RNG_KEY = "lightning_mtl_random_states"
 
 class NonFiniteLossError(RuntimeError):
     """A task's loss became NaN or infinite."""
+
+
+class _Piece(NamedTuple):
+    """A task's loss on one data set's share of a batch."""
+
+    loss: Tensor
+    labels: Tensor
+    parts: dict[str, Tensor]
+
+
+class _Losses(NamedTuple):
+    """Losses of a batch, the features that they are of, and the parts of the losses that have some."""
+
+    losses: dict[str, Tensor]
+    features: Any
+    parts: dict[str, Tensor]
 
 
 class MultiTaskModule(pl.LightningModule):
@@ -47,7 +64,8 @@ class MultiTaskModule(pl.LightningModule):
     Args:
         encoder: Network from inputs to features: a tensor, a list of maps, or ``{task: features}``. It declares their
             shape as ``feature_spec`` (a :class:`~lightning_mtl.nn.FeatureSpec`, or one per task) if heads are to be
-            built for it, and may have ``shared_parameters()`` when not all of its parameters are shared.
+            built for it, may have ``shared_parameters()`` when not all of its parameters are shared, and
+            ``auxiliary_loss()``, which is added to the balancer's scalar.
         tasks: Task name -> task. The order is that of tables and weights.
         balancer: Turns the losses into one update; equal weights by default.
         optimizer: Callable from parameter groups to an optimizer; Adam with its own defaults by default.
@@ -203,11 +221,11 @@ class MultiTaskModule(pl.LightningModule):
         Raises:
             ValueError: If the batch has another form, an unknown task, or no label at all.
         """
-        return self._losses(batch)[0]
+        return self._losses(batch).losses
 
-    def _losses(self, batch: Any, only: Iterable[str] | None = None) -> tuple[dict[str, Tensor], Any]:
+    def _losses(self, batch: Any, only: Iterable[str] | None = None) -> _Losses:
         wanted = None if only is None else set(only)
-        parts: dict[str, list[tuple[Tensor, Tensor]]] = {}
+        pieces: dict[str, list[_Piece]] = {}
         features: dict[str, Any] = {}
         sources = list(_sources(batch))
         for source, inputs, targets in sources:
@@ -219,26 +237,36 @@ class MultiTaskModule(pl.LightningModule):
             found = self.encoder(inputs)
             features[source] = found
             for name, prediction in self._heads(found, names, _image_size(inputs), source).items():
-                loss, count = self._loss_of(name, prediction, targets[name])
-                parts.setdefault(name, []).append((loss, count))
-        losses = self._join(parts, only)
-        return losses, next(iter(features.values())) if len(features) == 1 else features
+                self._mark(source, name, "loss")
+                pieces.setdefault(name, []).append(self._loss_of(name, prediction, targets[name]))
+        losses, parts = self._join(pieces, only)
+        return _Losses(losses, next(iter(features.values())) if len(features) == 1 else features, parts)
 
-    def _loss_of(self, name: str, prediction: Any, target: Any) -> tuple[Tensor, Tensor]:
-        """Return a task's loss and the number of labels that it is the mean over."""
+    def _loss_of(self, name: str, prediction: Any, target: Any) -> _Piece:
+        """Return a task's loss, the number of labels that it is the mean over, and its parts."""
         task = cast(Task, self.tasks[name])
         try:
-            loss = task.loss(prediction, target)
+            parts = task.loss_parts(prediction, target)
+            loss = cast(Tensor, sum(parts.values())) if parts else task.loss(prediction, target)
         except (ValueError, TypeError) as error:
             raise type(error)(f"task {name!r}: {error}") from error
-        return loss if task.loss_weight == 1.0 else loss * task.loss_weight, task.num_labelled(target)
+        if task.loss_weight != 1.0:
+            loss = loss * task.loss_weight
+        detached = {part: value.detach() * task.loss_weight for part, value in parts.items()}
+        return _Piece(loss, task.num_labelled(target), detached)
 
-    def _join(self, parts: dict[str, list[tuple[Tensor, Tensor]]], only: Iterable[str] | None) -> dict[str, Tensor]:
-        """Turn the means over each part of the labels into the mean over all of them, on all processes."""
+    def _join(
+        self, pieces: dict[str, list[_Piece]], only: Iterable[str] | None
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Turn the means over each piece of the labels into the mean over all of them, on all processes.
+
+        Returns:
+            Task -> loss, and ``"task/part"`` -> value for the losses that have parts.
+        """
         zero = torch.zeros((), device=self.device)
         names = [name for name in self.tasks if only is None or name in only]
-        local = {name: sum((count for _, count in parts.get(name, [])), zero) for name in names}
-        finite = {name: all_finite([loss for loss, _ in parts.get(name, [])], zero) for name in names}
+        local = {name: sum((piece.labels for piece in pieces.get(name, [])), zero) for name in names}
+        finite = {name: all_finite([piece.loss for piece in pieces.get(name, [])], zero) for name in names}
         # one exchange and one read by the host: how many labels, and whether the losses are numbers
         table = torch.stack([torch.stack([local[name].double(), finite[name].double()]) for name in names])
         world = 1
@@ -250,7 +278,7 @@ class MultiTaskModule(pl.LightningModule):
         rows = dict(zip(names, table.tolist(), strict=True))
         bad = [name for name, (total, ok) in rows.items() if total > 0 and not ok]
         if bad and self.on_nonfinite == "raise" and self.training:
-            values = {name: [loss.item() for loss, _ in parts.get(name, [])] for name in bad}
+            values = {name: [piece.loss.item() for piece in pieces.get(name, [])] for name in bad}
             raise NonFiniteLossError(
                 f"{type(self).__name__}: the loss of {', '.join(map(repr, bad))} is not finite at step "
                 f"{self.global_step} ({values}). Lower the learning rate, look at that task's targets, or set "
@@ -261,18 +289,24 @@ class MultiTaskModule(pl.LightningModule):
             reason = "no finite loss" if bad else "no label"
             raise ValueError(
                 f"{type(self).__name__}: {reason} for any of the tasks {names} in this batch; the targets held "
-                f"{sorted(parts)}. Check the ignore values of the targets, or raise the batch size."
+                f"{sorted(pieces)}. Check the ignore values of the targets, or raise the batch size."
             )
-        losses = {}
+        losses: dict[str, Tensor] = {}
+        parts: dict[str, Tensor] = {}
         for name in present:
-            pieces = parts.get(name, [])
-            if world == 1 and len(pieces) == 1:
-                losses[name] = pieces[0][0]
+            mine = pieces.get(name, [])
+            if world == 1 and len(mine) == 1:
+                losses[name] = mine[0].loss
+                parts |= {f"{name}/{part}": value for part, value in mine[0].parts.items()}
                 continue
             share = world / rows[name][0]
-            terms = [loss * (count * share).to(loss.dtype) for loss, count in pieces]
+            terms = [piece.loss * (piece.labels * share).to(piece.loss.dtype) for piece in mine]
             losses[name] = cast(Tensor, sum(terms)) if terms else touch(self.tasks[name].parameters())
-        return losses
+            for piece in mine:
+                for part, value in piece.parts.items():
+                    key, term = f"{name}/{part}", value * (piece.labels * share).to(value.dtype)
+                    parts[key] = parts[key] + term if key in parts else term
+        return losses, parts
 
     # ------------------------------------------------------------------ training
     def setup(self, stage: str) -> None:
@@ -287,14 +321,19 @@ class MultiTaskModule(pl.LightningModule):
             marks = self._marks = RandomMarks()
             recompute = self._recompute = functools.partial(self._second_pass, batch, RandomState.now(), marks)
         try:
-            losses, features = self._losses(batch)
+            losses, features, parts = self._losses(batch)
         finally:
             self._marks = None
         total = self.balancer(losses, shared=self.shared_parameters(), features=features, recompute=recompute)
         idle = [parameter for name, task in self.tasks.items() if name not in losses for parameter in task.parameters()]
         if idle:  # a head that takes no part this time gets a zero gradient, so that plain ddp goes on
             total = total + touch(idle)
-        self._log_training(losses, total)
+        auxiliary = getattr(self.encoder, "auxiliary_loss", None)
+        if callable(auxiliary):
+            extra = auxiliary()
+            self.log("train/auxiliary_loss", extra.detach(), on_step=True, on_epoch=False, batch_size=1)
+            total = total + extra
+        self._log_training(losses, parts, total)
         return cast(Tensor, total)
 
     def _second_pass(
@@ -303,15 +342,16 @@ class MultiTaskModule(pl.LightningModule):
         with second_pass(self, state):
             self._marks = marks
             try:
-                return self._losses(batch, tasks)[0]
+                return self._losses(batch, tasks).losses
             finally:
                 self._marks = None
 
-    def _log_training(self, losses: Mapping[str, Tensor], total: Tensor) -> None:
+    def _log_training(self, losses: Mapping[str, Tensor], parts: Mapping[str, Tensor], total: Tensor) -> None:
         trainer = cast(Any, self._trainer)
         if trainer is None or (trainer.global_step + 1) % max(trainer.log_every_n_steps, 1):
             return
         values = {f"train/{name}/loss": loss.detach() for name, loss in losses.items()}
+        values |= {f"train/{name}": part for name, part in parts.items()}
         values |= {f"balancer/{name}/weight": weight for name, weight in self.balancer.weights.items()}
         self.log_dict(values, on_step=True, on_epoch=False, batch_size=1)
         self.log("train/loss", total.detach(), on_step=True, on_epoch=False, prog_bar=True, batch_size=1)
@@ -375,7 +415,7 @@ class MultiTaskModule(pl.LightningModule):
     def _evaluate(self, batch: Any) -> None:
         for _, inputs, targets in _sources(batch):
             for name, prediction in self(inputs, tasks=list(targets)).items():
-                loss, count = self._loss_of(name, prediction, targets[name])
+                loss, count, _ = self._loss_of(name, prediction, targets[name])
                 cast(MeanMetric, self._eval_losses[name]).update(loss.float(), count.float())
                 cast(Task, self.tasks[name]).update_metrics(prediction, targets[name])
 
@@ -422,10 +462,7 @@ class MultiTaskModule(pl.LightningModule):
 
     def higher_is_better(self) -> dict[str, dict[str, bool]]:
         """Return task -> metric -> whether a higher value is better."""
-        return {
-            name: {metric: bool(entry.higher_is_better) for metric, entry in cast(Task, task).metrics.items()}
-            for name, task in self.tasks.items()
-        }
+        return {name: directions(cast(Task, task).metrics) for name, task in self.tasks.items()}
 
     def predict_step(self, batch: Any, batch_idx: int = 0, dataloader_idx: int = 0) -> dict[str, Any]:
         """Return task name -> readable prediction for a batch of inputs, with or without targets."""

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from lightning_mtl.tasks.base import Task
 
 _SMALLEST_CELL = 96  # pixels; "prediction" fits above it
+_SMALLEST_DRAWING = 320  # pixels; names and scores of boxes can be read
 _GAP = 4
 _LINE = 12
 
@@ -32,6 +33,8 @@ class PredictionPanels(Callback):
     ``panels`` of the run. It works with any module that has ``tasks`` (name -> :class:`~lightning_mtl.tasks.Task`) and
     whose ``forward`` gives a prediction per task. Weights, running statistics, modes and random states stay as they
     are.
+
+    Boxes are drawn over the input in the colours of their classes, with names and scores; the cells are then larger.
 
     Args:
         num_samples: How many samples to draw.
@@ -117,15 +120,21 @@ class PredictionPanels(Callback):
         self, trainer: pl.Trainer, module: pl.LightningModule, inputs: Any, targets: Mapping[str, Any]
     ) -> Iterator[list[tuple[str, Tensor]]]:
         """Yield the labelled cells of every sample, all of one size."""
+        tasks = {name: cast(Task, child) for name, child in cast(nn.ModuleDict, module.tasks).items()}
+        images, scale = torch.empty((0, 3, 1, 1), dtype=torch.uint8), 1
+        if any(task.draws_on_input for task in tasks.values()):
+            images = torch.stack([self._picture(image) for image in inputs])
+            scale = -(-_SMALLEST_DRAWING // images.shape[-1])
+            images = images.repeat_interleave(scale, dim=-2).repeat_interleave(scale, dim=-1)
         on_device = trainer.precision_plugin.convert_input(move_data_to_device(inputs, module.device))
         with trainer.precision_plugin.forward_context():
             predictions = module(on_device)
         columns: list[tuple[str, Tensor | None]] = []
-        for name, child in cast(nn.ModuleDict, module.tasks).items():
-            task = cast(Task, child)
-            picture = task.render(task.predict(predictions[name])).cpu()
+        for name, task in tasks.items():
+            picture = task.draw(images, task.predict(predictions[name]), scale).cpu()
             if len(picture):
-                columns.append((f"{name}\ntarget", task.render(targets[name]).cpu() if name in targets else None))
+                target = task.draw(images, targets[name], scale).cpu() if name in targets else None
+                columns.append((f"{name}\ntarget", target))
                 columns.append((f"{name}\nprediction", picture))
         if not columns:
             raise MisconfigurationException(
@@ -133,7 +142,7 @@ class PredictionPanels(Callback):
                 "remove the callback, or implement render() in a task."
             )
         for i in range(len(inputs)):
-            image = self._picture(inputs[i])
+            image = images[i] if len(images) else self._picture(inputs[i])
             size = (image.shape[-2], image.shape[-1])
             cells = [("input\n", image)]
             for label, pictures in columns:

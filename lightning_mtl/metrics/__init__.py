@@ -1,6 +1,6 @@
-"""Metrics that torchmetrics lacks: missing entries, depth, surface normals, saliency and edges."""
+"""Metrics that torchmetrics lacks: missing entries, boxes, depth, surface normals, saliency and edges."""
 
-from lightning_mtl.metrics.base import ExactMetric, TaskMetrics
+from lightning_mtl.metrics.base import ExactMetric, TaskMetrics, directions
 from lightning_mtl.metrics.classification import (
     LabelledAccuracy,
     LabelledMulticlassF1,
@@ -9,12 +9,14 @@ from lightning_mtl.metrics.classification import (
 )
 from lightning_mtl.metrics.continual import average_accuracy, backward_transfer, forgetting, forward_transfer
 from lightning_mtl.metrics.depth import DepthAbsError, DepthRelError, DepthRMSE, DepthWithin
+from lightning_mtl.metrics.detection import BoxAveragePrecision
 from lightning_mtl.metrics.f_measure import ODSF, MaxF
 from lightning_mtl.metrics.normals import MeanAngle, MedianAngle, WithinAngle
 from lightning_mtl.metrics.regression import LabelledMAE, LabelledPearson, LabelledR2, LabelledRMSE, LabelledSpearman
 
 __all__ = [
     "ODSF",
+    "BoxAveragePrecision",
     "DepthAbsError",
     "DepthRMSE",
     "DepthRelError",
@@ -36,6 +38,7 @@ __all__ = [
     "WithinAngle",
     "average_accuracy",
     "backward_transfer",
+    "directions",
     "forgetting",
     "forward_transfer",
 ]

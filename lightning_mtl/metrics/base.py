@@ -64,6 +64,17 @@ class TaskMetrics(MetricCollection):
             return super().compute()
 
 
+def directions(metrics: MetricCollection) -> dict[str, bool]:
+    """Return the name of every value that the metrics compute -> whether higher is better.
+
+    A metric that computes several values says so in an attribute ``directions`` of the same form.
+    """
+    found: dict[str, bool] = {}
+    for name, metric in metrics.items():
+        found |= getattr(metric, "directions", {name: bool(metric.higher_is_better)})
+    return found
+
+
 def nan_unless(defined: Tensor, value: Tensor) -> Tensor:
     """Return ``value`` where it is defined, NaN elsewhere, in float32."""
     return torch.where(defined, value, torch.full_like(value, torch.nan)).float()

@@ -7,6 +7,7 @@ from lightning_mtl.tasks.classification import (
     MultilabelClassification,
 )
 from lightning_mtl.tasks.depth import Depth
+from lightning_mtl.tasks.detection import FCOS, DetectionTask, RetinaNet
 from lightning_mtl.tasks.edges import Edges, Saliency
 from lightning_mtl.tasks.normals import SurfaceNormals
 from lightning_mtl.tasks.ordinal import OrdinalClassification
@@ -14,13 +15,16 @@ from lightning_mtl.tasks.regression import Regression
 from lightning_mtl.tasks.segmentation import SemanticSegmentation
 
 __all__ = [
+    "FCOS",
     "BinaryClassification",
     "Depth",
+    "DetectionTask",
     "Edges",
     "MulticlassClassification",
     "MultilabelClassification",
     "OrdinalClassification",
     "Regression",
+    "RetinaNet",
     "Saliency",
     "SemanticSegmentation",
     "SurfaceNormals",

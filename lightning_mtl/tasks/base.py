@@ -37,6 +37,8 @@ class Task(nn.Module, Recorded, ABC):
 
     out_channels: int
     metrics: MetricCollection
+    draws_on_input = False
+    """Whether ``draw`` draws on the input images; pictures of these are then made large enough to read."""
 
     def __init__(self, head: nn.Module | HeadCallable | None = None, loss_weight: float = 1.0) -> None:
         super().__init__()
@@ -88,6 +90,14 @@ class Task(nn.Module, Recorded, ABC):
             ValueError: If the shapes do not fit or a label is out of range; the message names both shapes.
         """
 
+    def loss_parts(self, prediction: Any, target: Any) -> dict[str, Tensor]:
+        """Return name -> part of the loss, scalars of which ``loss`` is the sum; empty where it has no parts.
+
+        ``MultiTaskModule`` logs them as ``train/<task>/<name>``. A task whose loss has parts implements this, and
+        ``loss`` as their sum.
+        """
+        return {}
+
     @abstractmethod
     def num_labelled(self, target: Any) -> Tensor:
         """Return how many units ``loss`` averages over, a scalar integer tensor on the target's device."""
@@ -107,6 +117,20 @@ class Task(nn.Module, Recorded, ABC):
         Returns:
             Images ``(B, 3, H, W)``, uint8. Tasks that are no pictures draw nothing and return ``(0, 3, 1, 1)``.
         """
+
+    def draw(self, images: Tensor, value: Any, scale: int = 1) -> Tensor:
+        """Draw what ``predict`` returned, or a target, where the input images are at hand.
+
+        Args:
+            images: The input images ``(B, 3, scale H, scale W)``, uint8, enlarged by whole pixels. Used by tasks with
+                ``draws_on_input``; others ignore them.
+            value: What ``predict`` returned, or a target.
+            scale: By how much the images were enlarged.
+
+        Returns:
+            Images ``(B, 3, h, w)``, uint8, of any size; none for tasks that are no pictures.
+        """
+        return self.render(value)
 
 
 def nothing_to_draw() -> Tensor:

@@ -2,9 +2,22 @@
 
 from lightning_mtl.nn.heads.conv import ConvHead
 from lightning_mtl.nn.heads.deeplabv3plus import DeepLabV3PlusHead
+from lightning_mtl.nn.heads.detection import BoxPredictions, FCOSHead, FeaturePyramid, RetinaNetHead
 from lightning_mtl.nn.heads.fpn import FPNHead
 from lightning_mtl.nn.heads.linear import LinearHead, MLPHead
 from lightning_mtl.nn.heads.pooled import PooledHead
 from lightning_mtl.nn.heads.unet import UNetHead
 
-__all__ = ["ConvHead", "DeepLabV3PlusHead", "FPNHead", "LinearHead", "MLPHead", "PooledHead", "UNetHead"]
+__all__ = [
+    "BoxPredictions",
+    "ConvHead",
+    "DeepLabV3PlusHead",
+    "FCOSHead",
+    "FPNHead",
+    "FeaturePyramid",
+    "LinearHead",
+    "MLPHead",
+    "PooledHead",
+    "RetinaNetHead",
+    "UNetHead",
+]
