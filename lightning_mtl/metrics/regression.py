@@ -41,7 +41,18 @@ class RegressionMoments(ExactMetric):
         p = torch.where(labelled, prediction.detach().reshape(-1, self.num_outputs).to(self.moments.dtype), zero)
         t = torch.where(labelled, target, zero)
         self.count += labelled.sum(0)
-        self.moments += torch.stack([(p - t).abs(), (p - t).square(), p, t, p * p, t * t, p * t]).sum(1)
+        error = p - t  # summed one by one: a dense target has millions of entries
+        self.moments += torch.stack(
+            [
+                error.abs().sum(0),
+                error.square().sum(0),
+                p.sum(0),
+                t.sum(0),
+                (p * p).sum(0),
+                (t * t).sum(0),
+                (p * t).sum(0),
+            ]
+        )
 
     def _spread(self, total: Tensor, total_of_squares: Tensor) -> tuple[Tensor, Tensor]:
         """Return the sum of squared deviations from the mean, and whether it is more than rounding."""

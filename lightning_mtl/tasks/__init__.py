@@ -6,6 +6,7 @@ from lightning_mtl.tasks.classification import (
     MulticlassClassification,
     MultilabelClassification,
 )
+from lightning_mtl.tasks.dense_regression import DenseRegression
 from lightning_mtl.tasks.depth import Depth
 from lightning_mtl.tasks.detection import FCOS, DetectionTask, RetinaNet
 from lightning_mtl.tasks.edges import Edges, Saliency
@@ -17,6 +18,7 @@ from lightning_mtl.tasks.segmentation import SemanticSegmentation
 __all__ = [
     "FCOS",
     "BinaryClassification",
+    "DenseRegression",
     "Depth",
     "DetectionTask",
     "Edges",

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_mtl.tasks import (
     BinaryClassification,
+    DenseRegression,
     Depth,
     Edges,
     MulticlassClassification,
@@ -144,6 +145,20 @@ CASES = [
             perfect=(lambda t: t.clamp(min=0.1).log()) if loss == "silog" else (lambda t: t),
         )
         for loss in ("l1", "silog", "berhu")
+    ),
+    *(
+        TaskCase(
+            f"DenseRegression-{loss}",
+            lambda loss=loss: DenseRegression(2, loss, value_range=(-2.0, 2.0) if loss == "mse" else None),
+            lambda n: torch.randn(n, 2, *SIZE).masked_fill(torch.arange(SIZE[1]) % 5 == 1, torch.nan),
+            torch.nan,
+            ("mae", "rmse"),
+            (2, *SIZE),
+            dense=True,
+            bad_label=torch.inf,
+            perfect=lambda t: t.nan_to_num(),
+        )
+        for loss in ("l1", "mse", "huber")
     ),
     TaskCase(
         "SurfaceNormals",
