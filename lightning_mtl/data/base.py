@@ -240,7 +240,9 @@ class MultiTaskDataModule(LightningDataModule, ABC):
             ValueError: If there are fewer training samples than make a batch.
         """
         shards = (None if self.trainer is None else self.trainer.distributed_sampler_kwargs) or {}
-        sampler = SeededSampler(cast(Sized, dataset), seed=self.seed, shuffle=train, pad=train, **shards)
+        sampler = SeededSampler(
+            cast(Sized, dataset), seed=self.seed, shuffle=train, pad=train, fixed_streams=not train, **shards
+        )
         if train and self.drop_last and len(sampler) < self.batch_size:
             raise ValueError(
                 f"{type(self).__name__}: batch_size must be at most the {len(sampler)} training samples of a process, "

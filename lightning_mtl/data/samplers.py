@@ -81,6 +81,7 @@ class SeededSampler(DistributedSampler[Any]):
         shuffle: Whether to permute; otherwise the order is 0, 1, 2, ...
         pad: Repeat samples until every process has the same number, which training needs. Without it each sample is
             seen exactly once over all processes and their numbers may differ by one: right for evaluation.
+        fixed_streams: Give every sample the same random stream in all epochs and cycles: right for evaluation.
         num_replicas: Number of processes; None asks ``torch.distributed`` (1 where that is not initialised).
         rank: Number of this process; None asks ``torch.distributed``.
 
@@ -100,6 +101,7 @@ class SeededSampler(DistributedSampler[Any]):
         seed: int = 0,
         shuffle: bool = True,
         pad: bool = True,
+        fixed_streams: bool = False,
         num_replicas: int | None = None,
         rank: int | None = None,
     ) -> None:
@@ -112,6 +114,7 @@ class SeededSampler(DistributedSampler[Any]):
             raise ValueError(f"SeededSampler: rank must be in [0, {num_replicas}), got {rank}; give both or neither.")
         super().__init__(dataset, num_replicas=num_replicas, rank=rank, shuffle=shuffle, seed=seed)  # type: ignore[arg-type]
         self.pad = pad
+        self.fixed_streams = fixed_streams
         self.cycle = 0
         self.skip = 0
 
@@ -135,6 +138,7 @@ class SeededSampler(DistributedSampler[Any]):
         """Iterate over this process's samples."""
         length = len(self.dataset)  # type: ignore[arg-type]
         stream = (self.seed, self.epoch, self.cycle)
+        samples = (self.seed, 0, 0) if self.fixed_streams else stream
         if self.shuffle:
             order = torch.randperm(length, generator=Generator().manual_seed(mix_seed(*stream))).tolist()
         else:
@@ -145,4 +149,4 @@ class SeededSampler(DistributedSampler[Any]):
         own = order[self.rank :: self.num_replicas]
         start, self.skip = self.skip, 0
         for index in own[start:]:
-            yield SampleIndex(index, mix_seed(*stream, index))
+            yield SampleIndex(index, mix_seed(*samples, index))

@@ -13,6 +13,8 @@ from torch.utils.data import Dataset, default_collate
 from lightning_mtl.data.base import MultiTaskDataModule, Sample, Split
 from lightning_mtl.data.dense.edges import label_boundaries
 from lightning_mtl.data.dense.transforms import IGNORE_VALUES, Normalize
+from lightning_mtl.data.low_light import LowLight
+from lightning_mtl.data.samplers import sample_generator
 from lightning_mtl.data.scenes import CLASS_NAMES, random_scene, render, visible_boxes
 
 SceneTask = Literal["segmentation", "depth", "normals", "edges", "boxes"]
@@ -30,6 +32,7 @@ class SyntheticScenes(Dataset[Sample]):
         size: Height and width.
         seed: Seed of the scenes.
         cache: Render everything now and keep it in memory; otherwise each access renders.
+        low_light: Darkens the images with the random stream of the sample; None leaves them as they are.
 
     Shape:
         - image ``(3, H, W)`` float32, normalised with the ImageNet statistics
@@ -45,12 +48,14 @@ class SyntheticScenes(Dataset[Sample]):
         size: tuple[int, int] = (64, 64),
         seed: int = 0,
         cache: bool = False,
+        low_light: LowLight | None = None,
     ) -> None:
         self.length = length
         self.split = split
         self.tasks = tuple(tasks)
         self.size = size
         self.seed = seed
+        self.low_light = low_light
         self._normalize = Normalize()
         self._cached = [self._render(index) for index in range(length)] if cache else None
 
@@ -81,8 +86,10 @@ class SyntheticScenes(Dataset[Sample]):
             elif task == "edges":
                 value = value.to(torch.float32)
             targets[task] = value
-        image: Tensor = self._normalize.normalized(maps["image"])
-        return image, targets
+        pixels: Tensor = maps["image"]
+        if self.low_light is not None:
+            pixels = self.low_light.darkened(pixels, sample_generator(index))
+        return self._normalize.normalized(pixels), targets
 
 
 class SyntheticScenesDataModule(MultiTaskDataModule):
@@ -99,6 +106,8 @@ class SyntheticScenesDataModule(MultiTaskDataModule):
         num_val: Number of validation scenes.
         num_test: Number of test scenes, which are the prediction scenes too.
         cache: Render a split once, in ``setup``, and keep it in memory.
+        low_light: Darkens the images of all splits as a camera would have taken them with less light; None leaves them
+            as they are.
         batch_size: Samples per batch and process.
         num_workers: Processes that load data; None takes one per available core, at most 8. Cached scenes need none.
         pin_memory: Whether batches are copied to pinned memory; None does so when CUDA is available.
@@ -129,6 +138,7 @@ class SyntheticScenesDataModule(MultiTaskDataModule):
         num_val: int = 200,
         num_test: int = 200,
         cache: bool = True,
+        low_light: LowLight | None = None,
         *,
         batch_size: int = 16,
         num_workers: int | None = 0,
@@ -156,6 +166,7 @@ class SyntheticScenesDataModule(MultiTaskDataModule):
         self.size = (size[0], size[1])
         self.lengths: dict[Split, int] = {"train": num_train, "val": num_val, "test": num_test, "predict": num_test}
         self.cache = cache
+        self.low_light = low_light
 
     @property
     def ignore_values(self) -> dict[str, float]:
@@ -164,7 +175,7 @@ class SyntheticScenesDataModule(MultiTaskDataModule):
 
     def make_dataset(self, split: Split) -> SyntheticScenes:
         """Return the scenes of a split."""
-        return SyntheticScenes(self.lengths[split], split, self.tasks, self.size, self.seed, self.cache)
+        return SyntheticScenes(self.lengths[split], split, self.tasks, self.size, self.seed, self.cache, self.low_light)
 
     def collate(self, samples: list[Sample]) -> Any:
         """Join samples into a batch; boxes stay a list, as their numbers differ."""

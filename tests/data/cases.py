@@ -11,7 +11,9 @@ import torch
 
 from lightning_mtl.data import (
     Compose,
+    GaussianRingDataModule,
     JointTransform,
+    LowLight,
     MultiMNISTDataModule,
     MultiTaskDataModule,
     Normalize,
@@ -77,6 +79,10 @@ def _two_glyph(**options: Any) -> TwoGlyphDataModule:
     return TwoGlyphDataModule(num_train=25, num_val=8, num_test=6, **options)
 
 
+def _gaussian_ring(**options: Any) -> GaussianRingDataModule:
+    return GaussianRingDataModule(num_train=25, num_val=8, num_test=6, **options)
+
+
 def _task_stream(**options: Any) -> TaskStream:
     return TaskStream(TextureCrops(6, num_train=20, num_test=4, seed=3), num_tasks=3, **options)
 
@@ -90,6 +96,7 @@ CASES = [
     Case("nyuv2-mtan", _nyuv2, write_mtan_tree, (3, *SIZE), dense(*SIZE)),
     Case("multi-mnist", _multi_mnist, write_mnist, (1, 36, 36), DIGITS),
     Case("two-glyph", _two_glyph, None, (1, 16, 16), DIGITS),
+    Case("gaussian-ring", _gaussian_ring, None, (2,), {"mode": ((), torch.int64)}),
     Case("task-stream", _task_stream, None, (1, 8, 8), {"class": ((), torch.int64)}),
 ]
 
@@ -100,6 +107,7 @@ TRANSFORMS: dict[str, JointTransform] = {
     "Resize": Resize((20, 24)),
     "PhotometricJitter": PhotometricJitter(),
     "Normalize": Normalize(),
+    "LowLight": LowLight(ramp=0.5),
     "Compose": Compose([RandomScaleCrop(), RandomHorizontalFlip(), PhotometricJitter()]),
 }
 

@@ -54,6 +54,18 @@ def test_the_order_changes_with_seed_epoch_and_cycle() -> None:
     assert len(set(orders)) == 4
 
 
+def test_fixed_streams_are_the_same_in_every_epoch_and_cycle() -> None:
+    found = []
+    for epoch, cycle in ((0, 0), (0, 1), (2, 0)):
+        sampler = SeededSampler(range(20), seed=1, fixed_streams=True)
+        sampler.set_epoch(epoch)
+        sampler.seek(cycle, 0)
+        found.append([(int(index), index.seed) for index in sampler])
+    assert sorted(found[0]) == sorted(found[1]) == sorted(found[2])
+    assert found[0] != found[2]  # the order is another matter
+    assert len({seed for _, seed in found[0]}) == 20
+
+
 def test_skipping_continues_the_order_once() -> None:
     sampler = SeededSampler(range(10), seed=1)
     whole = [(int(i), i.seed) for i in sampler]

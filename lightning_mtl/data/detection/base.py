@@ -24,6 +24,7 @@ from lightning_mtl.data.detection.labels import Classes, LabelTable, Unmatched, 
 from lightning_mtl.data.detection.records import InvalidBoxes, Records
 from lightning_mtl.data.detection.transforms import FitInside, RandomBoxCrop
 from lightning_mtl.data.errors import DataFileError
+from lightning_mtl.data.low_light import LowLight
 from lightning_mtl.data.samplers import mix_seed
 
 
@@ -42,6 +43,8 @@ class DetectionOptions(LoaderOptions, total=False):
             not.
         augment: Augmentation of the training images: True (default) for random crop, mirror image and colour jitter,
             False for none, or transforms of one's own (before resizing).
+        low_light: Darkens the images of all splits as a camera would have taken them with less light; None (default)
+            leaves them as they are.
         invalid_boxes: ``raise`` (default) names invalid boxes in one error; ``skip`` leaves them out, clips those that
             stick out of their image, and warns once with the counts.
         val_fraction: Part of the training images, 0.1 by default, that is set aside for validation where the data set
@@ -53,6 +56,7 @@ class DetectionOptions(LoaderOptions, total=False):
     size: tuple[int, int] | None
     resize: Literal["letterbox", "stretch"]
     augment: bool | list[JointTransform]
+    low_light: LowLight | None
     invalid_boxes: InvalidBoxes
     val_fraction: float
 
@@ -90,7 +94,7 @@ class DetectionDataModule(MultiTaskDataModule):
         label_maps, unmatched = options.pop("label_maps", None), options.pop("unmatched", "raise")
         size, resize = options.pop("size", (512, 512)), options.pop("resize", "letterbox")
         augment, invalid_boxes = options.pop("augment", True), options.pop("invalid_boxes", "raise")
-        val_fraction = options.pop("val_fraction", 0.1)
+        val_fraction, low_light = options.pop("val_fraction", 0.1), options.pop("low_light", None)
         super().__init__(**cast(LoaderOptions, options))
         name = type(self).__name__
         if isinstance(tasks, str) or not tasks:
@@ -119,6 +123,7 @@ class DetectionDataModule(MultiTaskDataModule):
         self.size = None if size is None else (size[0], size[1])
         self.resize = resize
         self.augment = augment
+        self.low_light = low_light
         self.invalid_boxes: InvalidBoxes = invalid_boxes
         self.val_fraction = val_fraction
 
@@ -129,6 +134,11 @@ class DetectionDataModule(MultiTaskDataModule):
     @abstractmethod
     def categories(self) -> tuple[str, ...]:
         """Return the names of the categories, in the order of their ids."""
+
+    def refuse_segmentation(self, have: str) -> None:
+        """Raise if a task is to be painted from masks, for data sets that have none."""
+        if self.wants_masks:
+            raise ValueError(f"{type(self).__name__}: tasks must be detection tasks, this data set has only {have}.")
 
     @property
     def wants_masks(self) -> bool:
@@ -177,6 +187,8 @@ class DetectionDataModule(MultiTaskDataModule):
             transforms = [*self.augment, *fit]
         else:
             transforms = fit
+        if self.low_light is not None:
+            transforms = [*transforms, self.low_light]
         return DetectionDataset(type(self).__name__, records, images, self.tasks, tables, Compose(transforms))
 
     def collate(self, samples: list[Sample]) -> Any:
