@@ -18,6 +18,7 @@ from lightning_mtl.callbacks.instability import InstabilityError, InstabilityMon
 from lightning_mtl.callbacks.prediction_panels import PredictionPanels
 from lightning_mtl.callbacks.results_table import ResultsTable
 from lightning_mtl.callbacks.sharpness import SharpnessMonitor
+from lightning_mtl.callbacks.timestep_affinity import TimestepAffinity
 
 __all__ = [
     "ContinualMetrics",
@@ -35,6 +36,7 @@ __all__ = [
     "PredictionPanels",
     "ResultsTable",
     "SharpnessMonitor",
+    "TimestepAffinity",
     "default_groups",
     "detect_grokking",
     "finetuning_steps",

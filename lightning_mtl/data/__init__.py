@@ -30,6 +30,7 @@ from lightning_mtl.data.dense import (
     Resize,
 )
 from lightning_mtl.data.errors import DataFileError, DatasetNotFoundError, EmptySplitError
+from lightning_mtl.data.gaussian_ring import GaussianRingDataModule
 from lightning_mtl.data.loader import ResumableDataLoader
 from lightning_mtl.data.multi_mnist import MultiMNIST, MultiMNISTDataModule
 from lightning_mtl.data.polynomial import PolynomialRegressionDataModule, QuadraticError, quadratic_error
@@ -48,6 +49,7 @@ __all__ = [
     "DomainShift",
     "EmptySplitError",
     "FashionMNIST",
+    "GaussianRingDataModule",
     "JointTransform",
     "LabelledDataset",
     "MarkovCopy",

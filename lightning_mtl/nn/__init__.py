@@ -4,6 +4,7 @@ timm and segmentation_models_pytorch are imported by the constructors that need 
 """
 
 from lightning_mtl.nn.architectures import MTAN, NDDRCNN, CrossStitch, LearningToBranch, TaskTree
+from lightning_mtl.nn.diffusion import DiffusersDenoiser, MLPDenoiser, NoiseSchedule
 from lightning_mtl.nn.encoders import (
     FeatEnHancer,
     LeNetEncoder,
@@ -46,6 +47,7 @@ __all__ = [
     "CrossStitch",
     "DSelectK",
     "DeepLabV3PlusHead",
+    "DiffusersDenoiser",
     "FCOSHead",
     "FPNHead",
     "FeatEnHancer",
@@ -55,10 +57,12 @@ __all__ = [
     "LeNetEncoder",
     "LearningToBranch",
     "LinearHead",
+    "MLPDenoiser",
     "MLPEncoder",
     "MLPExpert",
     "MLPHead",
     "MMoE",
+    "NoiseSchedule",
     "PooledHead",
     "QKNormLinear",
     "QKNormMultiheadAttention",

@@ -15,6 +15,7 @@ from lightning_mtl.callbacks import (
     ModuleChangeMonitor,
     PredictionPanels,
     ResultsTable,
+    TimestepAffinity,
 )
 from tests.callbacks.scenes import make_loader
 
@@ -37,6 +38,16 @@ def _continual_metrics() -> ContinualMetrics:
     return ContinualMetrics([make_loader()], count_fn=lambda module, batch: (len(module(batch[0])), len(batch[0])))
 
 
+def _timestep_affinity() -> TimestepAffinity:
+    # any task's loss may stand for that of a timestep
+    return TimestepAffinity(
+        every_n_steps=2,
+        spacing=1,
+        num_timesteps=2,
+        loss=lambda module, batch, timestep: list(module.task_losses(batch).values())[timestep],
+    )
+
+
 WATCHERS = [
     Case("continual_metrics", _continual_metrics),
     Case("gradient_conflict", lambda: GradientConflict(every_n_steps=2)),
@@ -44,6 +55,7 @@ WATCHERS = [
     Case("instability", lambda: InstabilityMonitor(every_n_steps=1)),
     Case("results_table", lambda: ResultsTable(show=False)),
     Case("module_change", ModuleChangeMonitor),
+    Case("timestep_affinity", _timestep_affinity),
     Case("prediction_panels", lambda: PredictionPanels(num_samples=4)),
 ]
 

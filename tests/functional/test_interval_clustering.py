@@ -90,8 +90,12 @@ def test_a_thousand_levels_of_the_linear_schedule() -> None:
     assert found == [(0, 86), (87, 329), (330, 595), (596, 813), (814, 999)]
 
 
-def test_indices_as_values_give_intervals_of_equal_length() -> None:
-    assert interval_clustering(torch.arange(100), k=5, power=2) == [(20 * i, 20 * i + 19) for i in range(5)]
+@pytest.mark.parametrize("power", [1, 2])
+def test_intervals_of_equal_length_are_among_the_best_for_indices_as_values(power: int) -> None:
+    index = torch.arange(100, dtype=torch.float64)
+    distances = (index[:, None] - index).abs() ** power
+    found = interval_clustering(index, k=5, power=power)
+    assert cost(found, distances) == cost([(20 * i, 20 * i + 19) for i in range(5)], distances)
 
 
 @pytest.mark.parametrize(

@@ -112,5 +112,6 @@ def features(spec: FeatureSpec, batch: int, size: int = 64) -> torch.Tensor | li
 
 # TinyDecoder reads tokens and is tested in test_tiny_decoder.py; QKNormMultiheadAttention and QKNormLinear in
 # test_qk_norm.py.
+# NoiseSchedule, MLPDenoiser and DiffusersDenoiser are parts of diffusion models, tested in test_diffusion.py.
 # CenteredOutputScale keeps a frozen copy of its network and is tested in test_output_scale.py.
 # FeatureEnhancement and ScaleAwareAggregation are the parts of FeatEnHancer, tested in test_feature_enhancement.py.
