@@ -1,5 +1,6 @@
 """Callbacks: they watch or steer a run at the Trainer's hooks."""
 
+from lightning_mtl.callbacks.affinity import AffinityTable, TaskAffinity, read_affinity
 from lightning_mtl.callbacks.continual import (
     ContinualMetrics,
     DarkExperienceReplay,
@@ -21,6 +22,7 @@ from lightning_mtl.callbacks.sharpness import SharpnessMonitor
 from lightning_mtl.callbacks.timestep_affinity import TimestepAffinity
 
 __all__ = [
+    "AffinityTable",
     "ContinualMetrics",
     "DarkExperienceReplay",
     "ExperienceReplay",
@@ -36,11 +38,13 @@ __all__ = [
     "PredictionPanels",
     "ResultsTable",
     "SharpnessMonitor",
+    "TaskAffinity",
     "TimestepAffinity",
     "default_groups",
     "detect_grokking",
     "finetuning_steps",
     "gradient_sensitivity",
     "module_change",
+    "read_affinity",
     "select_groups",
 ]

@@ -13,7 +13,13 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
 from lightning_mtl.callbacks.figures import publish_figure
-from lightning_mtl.functional.gradients import conflict_share, gramian, gramian_cosines, gramian_norms
+from lightning_mtl.functional.gradients import (
+    conflict_share,
+    gradient_rows,
+    gramian,
+    gramian_cosines,
+    gramian_norms,
+)
 from lightning_mtl.functional.second_pass import RandomState, second_pass
 
 TaskLosses = Callable[[Any, Any], Mapping[str, Tensor]]
@@ -165,15 +171,7 @@ class GradientConflict(Callback):
             given = self.losses(pl_module, batch) if self.losses else cast(Any, pl_module).task_losses(batch)
         shared = self.shared(pl_module) if self.shared else cast(Any, pl_module).shared_parameters()
         parameters = [parameter for parameter in shared if parameter.requires_grad]
-        rows = []
-        for index, loss in enumerate(given.values()):
-            found = torch.autograd.grad(loss, parameters, retain_graph=index + 1 < len(given), allow_unused=True)
-            flat = [
-                (torch.zeros_like(p) if gradient is None else gradient).float().flatten()
-                for p, gradient in zip(parameters, found, strict=True)
-            ]
-            rows.append(torch.cat(flat))
-        matrix = torch.stack(rows)
+        matrix = gradient_rows(list(given.values()), parameters)
         if trainer.world_size > 1:
             dist.all_reduce(matrix)
             matrix /= trainer.world_size

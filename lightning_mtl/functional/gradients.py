@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
@@ -35,6 +36,35 @@ def row_products(left: Tensor, right: Tensor) -> Tensor:
     blocks = [matrix[:, :whole].view(len(matrix), -1, _BLOCK).transpose(0, 1) for matrix in (left, right)]
     products = torch.bmm(blocks[0], blocks[1].transpose(1, 2))
     return (products.sum(0, dtype=wide) + tail).to(left.dtype)
+
+
+def gradient_rows(losses: Sequence[Tensor], parameters: Sequence[Tensor], keep_graph: bool = False) -> Tensor:
+    """Return the gradient of every loss as one row, in at least float32.
+
+    Args:
+        losses: Scalars with their graph.
+        parameters: What to differentiate by; zeros where a loss does not depend on one.
+        keep_graph: Keep the graph of the losses for another pass.
+
+    Shape:
+        - K losses, P numbers in all parameters; returns ``(K, P)``.
+
+    Example:
+        >>> x = torch.tensor([1.0, 2.0], requires_grad=True)
+        >>> gradient_rows([x.sum(), x.square().sum()], [x])
+        tensor([[1., 1.],
+                [2., 4.]])
+    """
+    dtype = functools.reduce(torch.promote_types, (parameter.dtype for parameter in parameters), torch.float32)
+    sizes = [parameter.numel() for parameter in parameters]
+    matrix = torch.zeros(len(losses), sum(sizes), dtype=dtype, device=parameters[0].device)
+    for index, (loss, row) in enumerate(zip(losses, matrix, strict=True)):
+        again = keep_graph or index + 1 < len(losses)
+        found = torch.autograd.grad(loss, parameters, retain_graph=again, allow_unused=True)
+        for gradient, part in zip(found, row.split(sizes), strict=True):
+            if gradient is not None:
+                part.copy_(gradient.flatten())
+    return matrix
 
 
 def gramian(matrix: Tensor) -> Tensor:

@@ -48,6 +48,10 @@ def _timestep_affinity() -> TimestepAffinity:
     )
 
 
+def _task_affinity() -> TaskAffinity:
+    return TaskAffinity(every_n_steps=1, measures=["cosine", "lookahead", "mean_cosine"], per_layer=True)
+
+
 WATCHERS = [
     Case("continual_metrics", _continual_metrics),
     Case("gradient_conflict", lambda: GradientConflict(every_n_steps=2)),
@@ -56,9 +60,11 @@ WATCHERS = [
     Case("results_table", lambda: ResultsTable(show=False)),
     Case("module_change", ModuleChangeMonitor),
     Case("timestep_affinity", _timestep_affinity),
+    Case("task_affinity", _task_affinity),
     Case("prediction_panels", lambda: PredictionPanels(num_samples=4)),
 ]
 
+# AffinityTable is what read_affinity returns; tested in test_affinity.py.
 # GrokkingReport and GrokkingTimes are what GrokkingDetector returns; tested in test_grokking.py.
 # SharpnessMonitor needs a balancer that perturbs; tested in test_sharpness.py.
 # ForgettingPrioritizedFinetuning, ExperienceReplay and DarkExperienceReplay steer; tested in test_fpf.py.

@@ -14,22 +14,28 @@ from lightning_mtl.functional.gradients import tensor_hooks_off
 
 
 @contextmanager
-def undisturbed(module: nn.Module) -> Iterator[None]:
+def undisturbed(module: nn.Module, training: bool = False) -> Iterator[None]:
     """Evaluate a module with gradients; afterwards modes, buffers and random states are what they were.
 
-    The module is in ``eval`` mode inside, autograd is on even within Lightning's inference mode, autocast is off, and
-    compiled parts run uncompiled. Hooks of parameters are silent; hooks of modules, which may be part of the network,
-    are not. Parameters and their ``.grad`` are the business of whoever runs inside: use
+    The module is in ``eval`` mode inside unless ``training`` is set, autograd is on even within Lightning's inference
+    mode, autocast is off, and compiled parts run uncompiled. Buffers are replaced by copies, so that the tensors
+    themselves, and graphs that hold them, never notice. Hooks of parameters are silent; hooks of modules, which may be
+    part of the network, are not. Parameters and their ``.grad`` are the business of whoever runs inside: use
     ``torch.autograd.grad``.
 
     Args:
         module: The module that will be run.
+        training: Leave the modes of the module and its parts as they are.
     """
     modes = [(child, child.training) for child in module.modules()]
-    buffers = [buffer for buffer in module.buffers() if not buffer.is_inference()]
-    before = [(buffer.detach().clone(), buffer._version) for buffer in buffers]
+    buffers = [
+        (child, name, buffer)
+        for child in module.modules()
+        for name, buffer in child.named_buffers(recurse=False, remove_duplicate=False)
+    ]
     device = next((tensor.device.type for tensor in (*module.parameters(), *module.buffers())), "cpu")
-    module.eval()
+    if not training:
+        module.eval()
     try:
         with (
             isolate_rng(),
@@ -39,14 +45,15 @@ def undisturbed(module: nn.Module) -> Iterator[None]:
             torch.autocast(device, enabled=False),
             _uncompiled(),
         ):
+            copies = {id(buffer): buffer.detach().clone() for _, _, buffer in buffers}
+            for child, name, buffer in buffers:
+                setattr(child, name, copies[id(buffer)])
             yield
     finally:
-        for child, training in modes:
-            child.training = training
-        with torch.no_grad():
-            for buffer, (value, version) in zip(buffers, before, strict=True):
-                if buffer._version != version:  # a module that counts or averages in eval mode as well
-                    buffer.copy_(value)
+        for child, mode in modes:
+            child.training = mode
+        for child, name, buffer in buffers:
+            setattr(child, name, buffer)
 
 
 def _uncompiled() -> AbstractContextManager[None]:
