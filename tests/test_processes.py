@@ -8,8 +8,6 @@ import torch
 from tests.processes import start
 from tests.trainable import TRAINABLE
 
-pytestmark = pytest.mark.xdist_group("processes")
-
 
 @pytest.fixture(scope="module")
 def parameters(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, dict[str, torch.Tensor]]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -35,7 +36,7 @@ def callbacks(name: str) -> list[pl.Callback]:
     return [ForgettingPrioritizedFinetuning(buffer, steps=5, kd_weight=0.3)]
 
 
-def train(name: str, world: int) -> dict[str, Any]:
+def train(name: str, world: int, folder: Path) -> dict[str, Any]:
     pl.seed_everything(0, verbose=False)
     found, metrics = callbacks(name), ContinualMetrics(split="test", figure=False)
     trainer = make_trainer(
@@ -44,6 +45,7 @@ def train(name: str, world: int) -> dict[str, Any]:
         strategy="ddp" if world > 1 else "auto",
         precision="64-true",
         limit_val_batches=0,
+        default_root_dir=folder,
         callbacks=[*found, metrics],
     )
     module = Plain(norm=False)
@@ -60,7 +62,7 @@ def main(out: str) -> None:
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
     world, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
-    torch.save({name: train(name, world) for name in ("er", "der", "kfpf", "fpf")}, f"{out}.{rank}")
+    torch.save({name: train(name, world, Path(out).parent) for name in ("er", "der", "kfpf", "fpf")}, f"{out}.{rank}")
 
 
 if __name__ == "__main__":

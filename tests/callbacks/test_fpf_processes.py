@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,8 +10,6 @@ import torch
 
 from tests.callbacks.fpf_worker import train
 from tests.processes import start
-
-pytestmark = pytest.mark.xdist_group("processes")
 
 
 @pytest.fixture(scope="module")
@@ -23,8 +22,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("name", ["er", "der", "kfpf", "fpf"])
-def test_two_processes_end_where_one_ends_on_the_joined_batch(name: str, runs: list[dict[str, Any]]) -> None:
-    alone = train(name, 1)
+def test_two_processes_end_where_one_ends_on_the_joined_batch(
+    name: str, runs: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    alone = train(name, 1, tmp_path)
     for found in (run[name] for run in runs):
         torch.testing.assert_close(found["memory"], alone["memory"], rtol=0, atol=0)
         torch.testing.assert_close(found["weights"], alone["weights"], rtol=0, atol=1e-7)

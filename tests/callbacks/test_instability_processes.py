@@ -11,8 +11,6 @@ from lightning_mtl.callbacks import InstabilityMonitor
 from tests.callbacks.instability_worker import Plain, train
 from tests.processes import start
 
-pytestmark = pytest.mark.xdist_group("processes")
-
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:

@@ -136,10 +136,10 @@ def test_perfect_prediction_is_best(case: MetricCase) -> None:
 def test_every_public_metric_has_a_case() -> None:
     covered = {type(case.build()).__name__ for case in CASES}
     classes = {name for name in metrics.__all__ if inspect.isclass(getattr(metrics, name))}
-    assert covered == classes - {ExactMetric.__name__, TaskMetrics.__name__}
+    boxes = {"BoxAveragePrecision"}  # several values of lists of boxes: tested in test_detection.py
+    assert covered == classes - {ExactMetric.__name__, TaskMetrics.__name__} - boxes
 
 
-@pytest.mark.xdist_group("processes")
 def test_two_processes_give_the_value_of_all_their_data(tmp_path: Path) -> None:
     store, output = str(tmp_path / "store"), str(tmp_path / "values")
     command = [sys.executable, "-m", "tests.metrics.processes_worker"]
