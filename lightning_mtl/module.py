@@ -331,7 +331,7 @@ class MultiTaskModule(pl.LightningModule):
         auxiliary = getattr(self.encoder, "auxiliary_loss", None)
         if callable(auxiliary):
             extra = auxiliary()
-            self.log("train/auxiliary_loss", extra.detach(), on_step=True, on_epoch=False, batch_size=1)
+            parts = {**parts, "auxiliary_loss": extra.detach()}
             total = total + extra
         self._log_training(losses, parts, total)
         return cast(Tensor, total)

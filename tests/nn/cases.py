@@ -9,18 +9,31 @@ import torch
 from torch import nn
 
 from lightning_mtl.nn import (
+    CGC,
+    MTAN,
+    NDDRCNN,
+    PLE,
+    ConvExpert,
     ConvHead,
+    CrossStitch,
     DeepLabV3PlusHead,
+    DSelectK,
     FeatEnHancer,
     FeatureSpec,
     FPNHead,
+    LearningToBranch,
     LeNetEncoder,
     LinearHead,
     MLPEncoder,
+    MLPExpert,
     MLPHead,
+    MMoE,
     PooledHead,
     QuadraticNetwork,
     SmpEncoder,
+    TaskAwareEncoder,
+    TaskExpert,
+    TaskTree,
     TimmEncoder,
     UNetHead,
 )
@@ -55,6 +68,87 @@ ENCODERS = [
 ]
 
 # RotatedFeatures gives features by task, trained by a balancer; tested in tests/balancers/test_rotograd.py.
+
+
+class ThreeStages(nn.Module):
+    """A small convolutional encoder that can be taken apart; strides 2, 4 and 4, the last two with blocks."""
+
+    feature_spec = FeatureSpec("maps", (4, 6, 6), (2, 4, 4))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(
+            [
+                nn.Sequential(_block(3, 4, 2), nn.Identity()),
+                nn.Sequential(nn.Identity(), nn.Sequential(_block(4, 6, 2), _block(6, 6, 1))),
+                nn.Sequential(_block(6, 6, 1)),
+            ]
+        )
+
+    def stages(self) -> list[nn.Module]:
+        return list(self.parts)
+
+    def forward(self, inputs: torch.Tensor) -> list[torch.Tensor]:
+        maps = []
+        for part in self.parts:
+            inputs = part(inputs)
+            maps.append(inputs)
+        return maps
+
+
+def _block(before: int, after: int, stride: int) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(before, after, 3, stride, 1), nn.BatchNorm2d(after), nn.LeakyReLU())
+
+
+class SameSize(nn.Module):
+    """Two maps of one size."""
+
+    feature_spec = FeatureSpec("maps", (4, 4), (4, 4))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 4, 4, 4)
+        self.second = nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, inputs: torch.Tensor) -> list[torch.Tensor]:
+        first = self.first(inputs)
+        return [first, self.second(first)]
+
+
+NAMES = ("a", "b", "c")
+
+
+@dataclass(frozen=True)
+class TaskAwareCase:
+    """An encoder with features for every task, and the shape of one input."""
+
+    id: str
+    build: Callable[[], TaskAwareEncoder]
+    shape: tuple[int, ...] = (3, 24, 16)
+
+
+TASK_AWARE = [
+    TaskAwareCase("cross_stitch", lambda: CrossStitch(ThreeStages(), NAMES)),
+    TaskAwareCase("cross_stitch-map", lambda: CrossStitch(ThreeStages(), NAMES, granularity="map")),
+    TaskAwareCase("nddr_cnn", lambda: NDDRCNN(ThreeStages(), NAMES)),
+    TaskAwareCase("mtan", lambda: MTAN(ThreeStages(), NAMES, reduction=2)),
+    TaskAwareCase("task_tree", lambda: TaskTree(ThreeStages(), NAMES, [[0, 0, 0], [0, 0, 1], [0, 1, 2]])),
+    TaskAwareCase("learning_to_branch", lambda: LearningToBranch(ThreeStages(), NAMES)),
+    TaskAwareCase("mmoe", lambda: MMoE(MLPEncoder(12, [8]), NAMES, num_experts=3), (12,)),
+    TaskAwareCase("mmoe-maps", lambda: MMoE(ThreeStages(), NAMES, 2, lambda s: ConvExpert(s, channels=5))),
+    TaskAwareCase("cgc", lambda: CGC(MLPEncoder(12, [8]), NAMES, 2, 2), (12,)),
+    TaskAwareCase("ple", lambda: PLE(MLPEncoder(12, [8]), NAMES, 3, 1, 1, lambda s: MLPExpert(s, (7,))), (12,)),
+    TaskAwareCase("ple-maps", lambda: PLE(ThreeStages(), NAMES, num_layers=2)),
+    TaskAwareCase("dselect_k", lambda: DSelectK(MLPEncoder(12, [8]), NAMES, num_experts=5, k=2), (12,)),
+    TaskAwareCase("dselect_k-static", lambda: DSelectK(MLPEncoder(12, [8]), NAMES, static=True), (12,)),
+    TaskAwareCase("task_expert", lambda: TaskExpert(SameSize(), NAMES, memory_channels=6, num_experts=3)),
+    TaskAwareCase(
+        "task_expert-pixel",
+        lambda: TaskExpert(
+            ThreeStages(), NAMES, 6, 2, expert_rank=3, gate="pixel", resize="bilinear", load_balance=0.1, noise=0.1
+        ),
+    ),
+]
 
 VECTOR = FeatureSpec("vector", (8,))
 TOKENS = FeatureSpec("tokens", (8,))

@@ -97,6 +97,28 @@ class TimmEncoder(nn.Module, Recorded):
         maps: list[Tensor] = list(self.model(inputs))
         return [m.permute(0, 3, 1, 2).contiguous() for m in maps] if self._channels_last else maps
 
+    def stages(self) -> list[nn.Module]:
+        """Return the modules that lead from the input to the first map, from there to the second, and so on.
+
+        Raises:
+            ValueError: If the model is not a plain sequence of stages with feature maps (vision transformers, Swin).
+        """
+        from timm.models._features import FeatureDictNet
+
+        if self.features != "maps" or self._channels_last or not isinstance(self.model, FeatureDictNet):
+            raise ValueError(
+                f"TimmEncoder: {type(self.model).__name__} with features={self.features!r} cannot be taken apart into "
+                "stages; take features='maps' and a convolutional model (resnet, regnet, convnext, ...)."
+            )
+        stages: list[nn.Module] = []
+        members: list[nn.Module] = []
+        for name, member in self.model.items():
+            members.append(member)
+            if name in self.model.return_layers:
+                stages.append(nn.Sequential(*members))
+                members = []
+        return stages
+
 
 def _check_known(model_name: str) -> None:
     import timm
