@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from lightning_mtl.nn import FCOSHead, RetinaNetHead
 from lightning_mtl.tasks import (
+    FCOS,
     BinaryClassification,
     DenseRegression,
     Depth,
+    DetectionTask,
     Edges,
     MulticlassClassification,
     MultilabelClassification,
     OrdinalClassification,
     Regression,
+    RetinaNet,
     Saliency,
     SemanticSegmentation,
     SurfaceNormals,
@@ -192,4 +197,30 @@ CASES = [
         bad_label=2,
         perfect=bits,
     ),
+]
+
+
+@dataclass(frozen=True)
+class DetectionCase:
+    """A detection task for three classes; its targets are lists, so it is tested in test_detection.py."""
+
+    id: str
+    build: Callable[[], DetectionTask]
+    parts: tuple[str, ...]
+    joins: bool = True
+    """Whether the loss of two joined batches is the mean over their images."""
+
+
+FCOS_HEAD = functools.partial(FCOSHead, pyramid_channels=32, extra_levels=0, num_convs=1)
+RETINANET_HEAD = functools.partial(RetinaNetHead, pyramid_channels=8, extra_levels=0, anchor_scale=2.0)
+
+DETECTION = [
+    DetectionCase("FCOS", lambda: FCOS(3, head=FCOS_HEAD), ("box", "centerness", "classification")),
+    DetectionCase(
+        "FCOS-batch",
+        lambda: FCOS(3, ["a", "b", "c"], normalization="batch", class_metrics=True, head=FCOS_HEAD),
+        ("box", "centerness", "classification"),
+        joins=False,
+    ),
+    DetectionCase("RetinaNet", lambda: RetinaNet(3, head=RETINANET_HEAD), ("box", "classification")),
 ]
