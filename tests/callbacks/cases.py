@@ -15,6 +15,7 @@ from lightning_mtl.callbacks import (
     ModuleChangeMonitor,
     PredictionPanels,
     ResultsTable,
+    TaskAffinity,
     TimestepAffinity,
 )
 from tests.callbacks.scenes import make_loader
