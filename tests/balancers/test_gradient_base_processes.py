@@ -16,7 +16,6 @@ from lightning_mtl.balancers.gradient_weighting import GradientBalancer
 from tests.balancers.test_gradient_base import InverseNorm, Median
 from tests.balancers.trunks import Problem
 
-pytestmark = pytest.mark.xdist_group("processes")
 TASKS = ("t0", "t1", "t2")
 SETUPS: dict[str, tuple[type[GradientBalancer], dict[str, Any]]] = {
     "sequential": (InverseNorm, {"engine": "sequential"}),

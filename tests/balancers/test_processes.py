@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from tests.balancers.cases import AT_FEATURES, CASES, TASKS, BalancerCase, Toy, toy_batches
 
-pytestmark = pytest.mark.xdist_group("processes")
 ALL = CASES + AT_FEATURES
 Result = dict[str, tuple[dict[str, Tensor], list[dict[str, Tensor]]]]
 
