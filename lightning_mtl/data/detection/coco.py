@@ -195,7 +195,7 @@ def read_coco(
     _refuse_twice(owner, path, "annotation id", (annotation["id"] for annotation in annotations))
     row_of = {image["id"]: row for row, image in enumerate(images)}
     position_of = {category["id"]: position for position, category in enumerate(categories)}
-    ids = [annotation["id"] for annotation in annotations]
+    ids = np.array([annotation["id"] for annotation in annotations], dtype=np.int64)
     boxes = np.array([_numbers(owner, path, a["id"], a["bbox"]) for a in annotations], dtype=np.float64).reshape(-1, 4)
     area = np.array([a.get("area", a["bbox"][2] * a["bbox"][3]) for a in annotations], dtype=np.float64)
     return Records.checked(
@@ -211,6 +211,7 @@ def read_coco(
             boxes=boxes,
             crowd=np.array([bool(a.get("iscrowd", 0)) for a in annotations], dtype=bool),
             area=area,
+            ids=ids,
             name=lambda row: f"annotation {ids[row]}",
             masks=_masks(owner, path, annotations) if masks else (),
         ),

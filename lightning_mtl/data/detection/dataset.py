@@ -99,9 +99,9 @@ class DetectionDataset(Dataset[Sample]):
             return paint_masks(masks, records.category[rows] + 1, records.crowd[rows], size)
         except ValueError as error:
             position, problem = str(error).split(": ", 1)
-            box = records.boxes[rows[int(position)]].tolist()
+            name = f"mask of annotation {int(records.annotation_ids[rows[int(position)]])}"
             raise DataFileError.of(
-                self.owner, records.source, f"mask of the box {box} {problem}", "export the masks again"
+                self.owner, records.source, f"{name}: {problem}", "export the masks again"
             ) from error
 
     def _segmentation(self, task: str, sample: Mapping[str, Any]) -> Tensor:

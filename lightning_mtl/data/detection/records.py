@@ -61,6 +61,7 @@ class Annotations:
         boxes: x, y, width, height ``(M, 4)`` float64.
         crowd: Whether it is a crowd region ``(M,)``.
         area: Area of the object ``(M,)`` float64.
+        ids: Id of each annotation ``(M,)``.
         name: Row -> how an error calls the annotation.
         masks: Mask of each box as JSON text; empty where no task asks for masks.
     """
@@ -70,6 +71,7 @@ class Annotations:
     boxes: NDArray[np.float64]
     crowd: NDArray[np.bool_]
     area: NDArray[np.float64]
+    ids: NDArray[np.int64]
     name: Callable[[int], str]
     masks: Sequence[str] = ()
 
@@ -89,6 +91,7 @@ class Records:
         category: Position in ``categories`` ``(M,)`` int64.
         crowd: ``(M,)`` bool.
         fill: Area of the object divided by that of its box ``(M,)`` float32.
+        annotation_ids: ``(M,)`` int64.
         categories: Names, in the order of the labels.
         masks: Mask of each box as JSON text; empty where no task asks for masks.
     """
@@ -103,6 +106,7 @@ class Records:
     category: Tensor
     crowd: Tensor
     fill: Tensor
+    annotation_ids: Tensor
     categories: tuple[str, ...]
     masks: PackedTexts
 
@@ -171,6 +175,7 @@ class Records:
             category=torch.from_numpy(annotations.category[kept]),
             crowd=torch.from_numpy(annotations.crowd[kept]),
             fill=torch.from_numpy(fill.astype(np.float32)),
+            annotation_ids=torch.from_numpy(annotations.ids[kept]),
             categories=tuple(categories),
             masks=PackedTexts(annotations.masks[row] for row in kept.tolist() if annotations.masks),
         )
