@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchmetrics.utilities import dim_zero_cat
@@ -36,7 +37,9 @@ class BoxAveragePrecision(ExactMetric):
 
     Note:
         Boxes are gathered as flat tensors, so several processes may hold different numbers of images, or none;
-        torchmetrics' own class gathers image by image and then waits for ever.
+        torchmetrics' own class gathers image by image and then waits for ever. Thresholds are those of pycocotools in
+        float64; torchmetrics' defaults are rounded to float32, which moves values by up to 0.001 where a recall falls
+        on a threshold.
 
     Example:
         >>> metric = BoxAveragePrecision(["cat"])
@@ -133,7 +136,13 @@ class BoxAveragePrecision(ExactMetric):
     def _evaluate(self, found: list[Tensor], true: list[Tensor]) -> dict[str, float]:
         from torchmetrics.detection import MeanAveragePrecision
 
-        metric = MeanAveragePrecision(class_metrics=self.class_metrics, backend=self.backend, sync_on_compute=False)
+        metric = MeanAveragePrecision(
+            iou_thresholds=np.linspace(0.5, 0.95, 10).tolist(),
+            rec_thresholds=np.linspace(0, 1, 101).tolist(),
+            class_metrics=self.class_metrics,
+            backend=self.backend,
+            sync_on_compute=False,
+        )
         metric.warn_on_many_detections = False
         metric.to(self.device)
         metric.update(

@@ -359,7 +359,7 @@ def pair(kind: str, normalization: str) -> tuple[TinyMaps, Any, nn.Module]:
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")  # so that scores and boxes differ
     if kind == "FCOS":  # no empty boxes, which torchvision keeps
-        nn.init.constant_(task.head.regression.bbox_reg.bias, 6.0)
+        nn.init.constant_(task.head.regression.bbox_reg.bias, 3.0)
     return encoder, task, torchvisions(kind, encoder, task.head, SIZE)
 
 
@@ -388,7 +388,7 @@ def test_detections_equal_those_of_torchvisions_model_on_the_same_weights(kind: 
     with torch.no_grad():
         ours, theirs = task.predict(task(encoder(images), SIZE)), model.eval()(list(images))
     for mine, other in zip(ours, theirs, strict=True):
-        assert len(mine["boxes"]) == 20
+        assert 10 < len(mine["boxes"]) <= 20
         torch.testing.assert_close(mine["boxes"], other["boxes"])
         torch.testing.assert_close(mine["scores"], other["scores"])
         assert torch.equal(mine["labels"], other["labels"] + 1)
