@@ -207,8 +207,8 @@ class RandomScaleCrop(JointTransform):
         new depth only for surfaces that face the camera. That is the published procedure, and the default for
         comparison with published numbers; ``tilt_normals=True`` multiplies z by s and restores the length, which
         is exact for every surface. Some codes divide the inverse depth of Cityscapes by s as well; that is the depth
-        multiplied, and is not done here. Departs from the authors' code in that targets are taken from the nearest pixel;
-        there, normals are interpolated and lose their unit length.
+        multiplied, and is not done here. Departs from the authors' code in that targets are taken from the nearest
+        pixel; there, normals are interpolated and lose their unit length.
 
     References:
         Liu, Johns, Davison. *End-to-End Multi-Task Learning with Attention*. CVPR 2019.
