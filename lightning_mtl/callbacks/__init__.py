@@ -13,6 +13,7 @@ from lightning_mtl.callbacks.continual import (
     module_change,
     select_groups,
 )
+from lightning_mtl.callbacks.enhancement_panel import EnhancementPanel
 from lightning_mtl.callbacks.gradient_conflict import GradientConflict
 from lightning_mtl.callbacks.grokking import GrokkingDetector, GrokkingReport, GrokkingTimes, detect_grokking
 from lightning_mtl.callbacks.instability import InstabilityError, InstabilityMonitor, InstabilityWarning
@@ -25,6 +26,7 @@ __all__ = [
     "AffinityTable",
     "ContinualMetrics",
     "DarkExperienceReplay",
+    "EnhancementPanel",
     "ExperienceReplay",
     "ForgettingPrioritizedFinetuning",
     "GradientConflict",

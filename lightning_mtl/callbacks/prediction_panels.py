@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any, cast
 
 import lightning.pytorch as pl
@@ -12,19 +10,15 @@ import torch
 import torch.nn.functional as F
 from lightning.fabric.utilities.apply_func import move_data_to_device
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
+from lightning_mtl.callbacks.panels import Panels, Row
 from lightning_mtl.tasks.base import Task
 
-_SMALLEST_CELL = 96  # pixels; "prediction" fits above it
 _SMALLEST_DRAWING = 320  # pixels; names and scores of boxes can be read
-_GAP = 4
-_LINE = 12
 
 
-class PredictionPanels(Callback):
+class PredictionPanels(Panels):
     """Draw input, target and prediction of every task for the same few validation samples.
 
     After a validation the samples seen first are predicted and drawn, one row a sample: the input, then target and
@@ -60,21 +54,7 @@ class PredictionPanels(Callback):
         std: Sequence[float] | None = (0.229, 0.224, 0.225),
         name: str = "predictions",
     ) -> None:
-        super().__init__()
-        for argument, value in (("num_samples", num_samples), ("every_n_epochs", every_n_epochs)):
-            if value < 1:
-                raise ValueError(f"PredictionPanels: {argument} must be positive, got {value}.")
-        if (mean is None) != (std is None) or (mean is not None and std is not None and len(mean) != len(std)):
-            raise ValueError(
-                f"PredictionPanels: mean and std must have one number per channel, or both be None, got {mean}, {std}."
-            )
-        self.num_samples = num_samples
-        self.every_n_epochs = every_n_epochs
-        self.mean = mean
-        self.std = std
-        self.name = name
-        self._samples: list[tuple[Any, Mapping[str, Any]]] = []
-        self._missing = num_samples
+        super().__init__(num_samples, every_n_epochs, mean, std, name)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Check that there are tasks, and forget the samples of another data set."""
@@ -83,47 +63,16 @@ class PredictionPanels(Callback):
                 "PredictionPanels: the module must have tasks in a ModuleDict 'tasks', got "
                 f"{type(pl_module).__name__}; use MultiTaskModule, or remove the callback."
             )
-        self._samples, self._missing = [], self.num_samples
+        super().setup(trainer, pl_module, stage)
 
-    def on_validation_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """Keep the first samples."""
-        if self._missing == 0 or trainer.sanity_checking:
-            return
-        if not (isinstance(batch, tuple | list) and len(batch) == 2 and isinstance(batch[1], Mapping)):
-            raise MisconfigurationException(
-                "PredictionPanels: validation batches must be (images, {task: target}), got "
-                f"{type(batch).__name__}; remove the callback, or give the validation data in that form."
-            )
-        inputs, targets = batch
-        count = min(len(inputs), self._missing)
-        kept = move_data_to_device((_first(inputs, count), _first(dict(targets), count)), "cpu")
-        self._samples.append(kept)
-        self._missing -= count
-
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Predict, draw and log."""
-        due = trainer.state.fn != "fit" or trainer.current_epoch % self.every_n_epochs == 0
-        if trainer.sanity_checking or trainer.fast_dev_run or not due:  # type: ignore[attr-defined]
-            return
-        folder = trainer.log_dir or trainer.default_root_dir  # exchanged between the processes, so all ask for it
-        if not self._samples:
-            return
-        with isolate_rng(), torch.no_grad(), _evaluating(pl_module):
-            rows = [row for sample in self._samples for row in self._rows(trainer, pl_module, *sample)]
-        if trainer.is_global_zero:
-            self._log(trainer, _stack(rows), folder)
-
-    # ------------------------------------------------------------------ drawing
-    def _rows(
+    def rows(
         self, trainer: pl.Trainer, module: pl.LightningModule, inputs: Any, targets: Mapping[str, Any]
-    ) -> Iterator[list[tuple[str, Tensor]]]:
-        """Yield the labelled cells of every sample, all of one size."""
+    ) -> Iterator[Row]:
+        """Yield input, targets and predictions of every sample."""
         tasks = {name: cast(Task, child) for name, child in cast(nn.ModuleDict, module.tasks).items()}
         images, scale = torch.empty((0, 3, 1, 1), dtype=torch.uint8), 1
         if any(task.draws_on_input for task in tasks.values()):
-            images = torch.stack([self._picture(image) for image in inputs])
+            images = torch.stack([self.picture(image) for image in inputs])
             scale = -(-_SMALLEST_DRAWING // images.shape[-1])
             images = images.repeat_interleave(scale, dim=-2).repeat_interleave(scale, dim=-1)
         on_device = trainer.precision_plugin.convert_input(move_data_to_device(inputs, module.device))
@@ -142,7 +91,7 @@ class PredictionPanels(Callback):
                 "remove the callback, or implement render() in a task."
             )
         for i in range(len(inputs)):
-            image = images[i] if len(images) else self._picture(inputs[i])
+            image = images[i] if len(images) else self.picture(inputs[i])
             size = (image.shape[-2], image.shape[-1])
             cells = [("input\n", image)]
             for label, pictures in columns:
@@ -151,80 +100,3 @@ class PredictionPanels(Callback):
                 else:
                     cells.append((label, F.interpolate(pictures[i : i + 1], size=size, mode="nearest")[0]))
             yield cells
-
-    def _picture(self, image: Any) -> Tensor:
-        if not isinstance(image, Tensor) or image.ndim != 3 or image.shape[0] not in (1, 3):
-            got = tuple(image.shape) if isinstance(image, Tensor) else type(image).__name__
-            raise MisconfigurationException(
-                f"PredictionPanels: inputs must be images with 1 or 3 channels, got {got}; remove the callback."
-            )
-        image = image.detach().float()
-        if self.mean is not None and self.std is not None:
-            if len(self.mean) != image.shape[0]:
-                raise MisconfigurationException(
-                    f"PredictionPanels: mean and std must have {image.shape[0]} numbers for these images, got "
-                    f"{len(self.mean)}; pass those of the data, or mean=None and std=None for images in [0, 1]."
-                )
-            image = image * torch.tensor(self.std).view(-1, 1, 1) + torch.tensor(self.mean).view(-1, 1, 1)
-        picture: Tensor = (255 * image.clamp(0, 1)).round().to(torch.uint8).expand(3, -1, -1)
-        return picture
-
-    def _log(self, trainer: pl.Trainer, picture: Tensor, folder: str) -> None:
-        taken = False
-        for logger in trainer.loggers:
-            add_image = getattr(getattr(logger, "experiment", None), "add_image", None)
-            log_image = getattr(logger, "log_image", None)
-            if callable(add_image):
-                add_image(self.name, picture, trainer.global_step)
-                taken = True
-            elif callable(log_image):
-                log_image(key=self.name, images=[picture.movedim(0, -1).numpy()], step=trainer.global_step)
-                taken = True
-        if not taken:
-            from PIL import Image
-
-            folder = os.path.join(folder, "panels")
-            os.makedirs(folder, exist_ok=True)
-            path = os.path.join(folder, f"{self.name}-epoch={trainer.current_epoch}-step={trainer.global_step}.png")
-            Image.fromarray(picture.movedim(0, -1).numpy()).save(path)
-
-
-def _first(value: Any, count: int) -> Any:
-    """Return the first samples of a batch, in a tensor, a list of samples, or a mapping of these."""
-    if isinstance(value, Mapping):
-        return {key: _first(item, count) for key, item in value.items()}
-    return value[:count].clone() if isinstance(value, Tensor) else value[:count]
-
-
-@contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    modes = [(child, child.training) for child in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for child, training in modes:
-            child.training = training
-
-
-def _stack(rows: list[list[tuple[str, Tensor]]]) -> Tensor:
-    """Put rows of labelled cells below one header, ``(3, H, W)`` uint8."""
-    from PIL import Image, ImageDraw
-
-    height = max(cell.shape[-2] for row in rows for _, cell in row)
-    width = max(cell.shape[-1] for row in rows for _, cell in row)
-    factor = -(-_SMALLEST_CELL // width)
-    height, width = factor * height, factor * width
-    size = (len(rows[0]) * (width + _GAP), 2 * _LINE + _GAP + len(rows) * (height + _GAP))
-    canvas = Image.new("RGB", size, "white")
-    draw = ImageDraw.Draw(canvas)
-    for j, (label, _) in enumerate(rows[0]):
-        for line, text in enumerate(label.split("\n")):
-            draw.text((j * (width + _GAP), line * _LINE), text, fill="black")
-    for i, row in enumerate(rows):
-        for j, (_, cell) in enumerate(row):
-            enlarged = cell.repeat_interleave(factor, dim=-2).repeat_interleave(factor, dim=-1)
-            corner = (j * (width + _GAP), 2 * _LINE + _GAP + i * (height + _GAP))
-            canvas.paste(Image.fromarray(enlarged.movedim(0, -1).numpy()), corner)
-    raw = torch.frombuffer(bytearray(canvas.tobytes()), dtype=torch.uint8)
-    return raw.view(canvas.height, canvas.width, 3).movedim(-1, 0).contiguous()

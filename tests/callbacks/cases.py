@@ -70,3 +70,4 @@ WATCHERS = [
 # SharpnessMonitor needs a balancer that perturbs; tested in test_sharpness.py.
 # ForgettingPrioritizedFinetuning, ExperienceReplay and DarkExperienceReplay steer; tested in test_fpf.py.
 # InstabilityError and InstabilityWarning are what InstabilityMonitor raises; tested in test_instability.py.
+# EnhancementPanel needs a network with an enhancement; tested in test_enhancement_panel.py.
