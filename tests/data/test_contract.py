@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._pytree import tree_leaves
 
 from lightning_mtl.data import (
     DatasetNotFoundError,
@@ -14,8 +15,23 @@ from lightning_mtl.data import (
     SyntheticScenes,
     SyntheticScenesDataModule,
 )
-from tests.data.cases import CASES, DENSE, TRANSFORMS, Case
+from tests.data.cases import BOXES, CASES, DENSE, TRANSFORMS, Case
 from tests.data.trees import fingerprint
+
+
+def check_boxes(targets: list[dict[str, torch.Tensor]], images: torch.Tensor) -> None:
+    assert len(targets) == len(images)
+    for target in targets:
+        boxes, labels, size = target["boxes"], target["labels"], target["size"]
+        assert boxes.shape == (len(labels), 4)
+        assert (boxes.dtype, labels.dtype, size.dtype) == (torch.float32, torch.int64, torch.int64)
+        assert (boxes[:, 2:] > boxes[:, :2]).all()
+        assert (boxes >= 0).all()
+        assert (boxes <= size.flip(0).repeat(2)).all()
+        assert (size <= torch.tensor(images.shape[-2:])).all()
+        assert target["iscrowd"].shape == target["area"].shape == labels.shape
+        assert target["image_id"].shape == ()
+
 
 cases = pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
 with_files = pytest.mark.parametrize("case", [case for case in CASES if case.files], ids=lambda case: case.id)
@@ -33,6 +49,9 @@ def test_batches_hold_what_is_promised(case: Case, split: str, tmp_path: Path) -
     assert inputs.dtype == torch.float32
     assert set(targets) == set(case.targets)
     for task, (shape, dtype) in case.targets.items():
+        if (shape, dtype) == BOXES:
+            check_boxes(targets[task], inputs)
+            continue
         assert targets[task].shape == (batch, *shape), task
         assert targets[task].dtype == dtype, task
 
@@ -44,8 +63,11 @@ def test_targets_are_in_range(case: Case, tmp_path: Path) -> None:
     for inputs, targets in data.train_dataloader():
         assert inputs.isfinite().all()
         for task, value in targets.items():
-            if task in ("segmentation", "left", "right"):
-                classes = data.num_classes
+            if isinstance(value, list):
+                labels = torch.cat([target["labels"] for target in value])
+                assert ((labels >= 1) & (labels <= data.num_classes[task])).all()
+            elif task in ("segmentation", "left", "right"):
+                classes = data.num_classes if isinstance(data.num_classes, int) else data.num_classes[task]
                 assert ((value >= 0) & (value < classes) | (value == 255)).all()
             elif task == "edges":
                 assert ((value == 0) | (value == 1) | (value == 255)).all()
@@ -70,7 +92,7 @@ def test_the_same_seed_gives_the_same_batches_and_another_seed_others(case: Case
 
 @cases
 def test_splits_are_disjoint(case: Case, tmp_path: Path) -> None:
-    data = case.make(tmp_path, **({"augment": False} if case.id.startswith("nyuv2") else {}))
+    data = case.make(tmp_path, **case.still)
     data.setup()
     seen = {s: {fingerprint(d[i][0])[0] for i in range(len(d))} for s, d in data.datasets.items()}
     assert all(seen.values())
@@ -116,7 +138,7 @@ def test_workers_change_nothing(case: Case, tmp_path: Path) -> None:
     def batches(workers: int) -> list[list[str]]:
         data = case.make(tmp_path, num_workers=workers, persistent_workers=False)
         data.setup("fit")
-        return [[str(x.double().sum().item()) for x in (b[0], *b[1].values())] for b in data.train_dataloader()]
+        return [[str(x.double().sum().item()) for x in tree_leaves(b)] for b in data.train_dataloader()]
 
     assert batches(0) == batches(2)
 
@@ -127,11 +149,15 @@ def test_label_fraction_blanks_whole_samples_of_the_training_split_alone(case: C
     data = case.make(tmp_path, label_fraction={task: 0.5}, drop_last=False)
     data.setup()
     ignored = 255 if task == "segmentation" else -100
-    blank = [bool((targets[task] == ignored).all()) for targets in (t for _, t in data.datasets["train"])]
+
+    def is_blank(value: object) -> bool:
+        return value is None or (isinstance(value, torch.Tensor) and bool((value == ignored).all()))
+
+    blank = [is_blank(targets[task]) for _, targets in data.datasets["train"]]
     assert blank.count(False) == round(0.5 * len(blank))
     for other in set(case.targets) - {task}:
-        assert not any((t[other] == ignored).all() for _, t in data.datasets["train"])
-    assert not any((t[task] == ignored).all() for _, t in data.datasets["val"])
+        assert not any(is_blank(t[other]) for _, t in data.datasets["train"])
+    assert not any(is_blank(t[task]) for _, t in data.datasets["val"])
 
 
 @with_files
@@ -149,7 +175,7 @@ def test_a_missing_root_says_what_to_do(case: Case, tmp_path: Path, monkeypatch:
 @with_files
 def test_root_none_reads_the_environment(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert case.files is not None
-    case.files(tmp_path / ("mnist" if case.id == "multi-mnist" else "nyuv2"))
+    case.files(tmp_path / case.folder)
     monkeypatch.setenv("LIGHTNING_MTL_DATA", str(tmp_path))
     data = case.build(batch_size=4, num_workers=0)
     data.setup("fit")
