@@ -41,14 +41,14 @@ class GradientConflict(Callback):
     The picture ``gradients/conflict`` has the mean cosines and the course of the conflicts.
 
     Args:
-        every_n_steps: Steps of the optimizer between two looks.
+        every_n_steps: Steps of the optimizer between two looks; with several optimizers the steps of all of them.
         losses: Callable ``(module, batch) -> {task: loss}`` for modules without ``task_losses``.
         shared: Callable ``module -> parameters`` for modules without ``shared_parameters``.
         max_pairs: Cosines of single pairs are logged as long as there are no more pairs than this.
 
     Raises:
         MisconfigurationException: At the start of a fit, if the module has neither a gradient balancer nor
-            ``task_losses`` and ``shared_parameters`` and the callables are not given.
+            ``task_losses`` and ``shared_parameters`` and the callables are not given, or there is one task only.
 
     Note:
         Under several processes the gradients are those of the mean over the processes.
@@ -77,11 +77,17 @@ class GradientConflict(Callback):
         self.shares: list[float] = []
         self.cosines: list[list[list[float]]] = []
         self._batch: tuple[Any, RandomState] | None = None
-        self._looked_at = -1
+        self._next_look = every_n_steps
 
     # ------------------------------------------------------------------ hooks
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Check that there is something to look at."""
+        tasks = getattr(pl_module, "tasks", None)
+        if isinstance(tasks, Mapping | nn.ModuleDict) and len(tasks) == 1 and self.losses is None:
+            raise MisconfigurationException(
+                f"GradientConflict: there must be at least two tasks to compare, {type(pl_module).__name__} has only "
+                f"{list(tasks.keys())}; remove the callback, or pass losses= that return several."
+            )
         if self._from_balancer(pl_module):
             return
         for argument, given, ability in (
@@ -95,11 +101,15 @@ class GradientConflict(Callback):
                     "shared=lambda module: module.encoder.parameters())."
                 )
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Find the step to look at first."""
+        self._next_look = (trainer.global_step // self.every_n_steps + 1) * self.every_n_steps
+
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Keep the random state of a step that will be looked at."""
-        due = (trainer.global_step + 1) % self.every_n_steps == 0
+        due = trainer.global_step + 1 >= self._next_look
         self._batch = (batch, RandomState.now()) if due and not self._from_balancer(pl_module) else None
 
     def on_before_optimizer_step(
@@ -107,12 +117,12 @@ class GradientConflict(Callback):
     ) -> None:
         """Look at the gradients of the step that is about to be made."""
         step = trainer.global_step + 1
-        if step % self.every_n_steps or step == self._looked_at:
+        if step < self._next_look:
             return
         found = self._gramian(trainer, pl_module)
         if found is None:
             return
-        self._looked_at = step
+        self._next_look = (step // self.every_n_steps + 1) * self.every_n_steps
         tasks, gram = found
         cosines, norms = gramian_cosines(gram), gramian_norms(gram)
         pairs = [(i, j) for i in range(len(tasks)) for j in range(i + 1, len(tasks))]

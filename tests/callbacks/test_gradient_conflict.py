@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import pytest
+import pytorch_lightning
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
@@ -15,6 +16,7 @@ from torch import nn
 
 from lightning_mtl.balancers import UPGrad
 from lightning_mtl.callbacks import GradientConflict
+from lightning_mtl.tasks import Regression
 from tests.toys import Table, loader, make_module, make_trainer
 
 SGD = functools.partial(torch.optim.SGD, lr=0.0)  # the model stays where it is, so gradients can be computed afterwards
@@ -65,16 +67,15 @@ def test_a_resumed_run_keeps_what_was_seen(tmp_path: Path) -> None:
     assert second.state_dict() == whole.state_dict()
 
 
-class Foreign(pl.LightningModule):
+class _Foreign:
     """Knows nothing of this package."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def build(self) -> None:
         self.trunk, self.a, self.b = nn.Linear(8, 4), nn.Linear(4, 1), nn.Linear(4, 3)
 
     def losses(self, batch: Any) -> dict[str, torch.Tensor]:
         inputs, targets = batch
-        features = self.trunk(inputs)
+        features = nn.functional.dropout(self.trunk(inputs), 0.2)
         return {
             "a": nn.functional.mse_loss(self.a(features), targets["size"]),
             "b": nn.functional.cross_entropy(self.b(features), targets["kind"]),
@@ -83,8 +84,67 @@ class Foreign(pl.LightningModule):
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
         return torch.stack(list(self.losses(batch).values())).sum()
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=0.1)
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.1)  # type: ignore[attr-defined]
+
+
+class Foreign(_Foreign, pl.LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.build()
+
+
+class ForeignOfTheOtherPackage(_Foreign, pytorch_lightning.LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.build()
+
+
+class Manual(Foreign):
+    """Two optimizers, both stepped in every batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
+        first, second = self.optimizers()  # type: ignore[misc, union-attr]
+        losses = self.losses(batch)
+        for optimizer, loss in ((first, losses["a"]), (second, losses["b"])):
+            optimizer.zero_grad()
+            self.manual_backward(loss, retain_graph=optimizer is first)
+        first.step()
+        second.step()
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.trunk.parameters(), 0.1), torch.optim.SGD(self.b.parameters(), 0.1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "package", "looks"),
+    [(Foreign, pl, [2, 4, 6, 8]), (ForeignOfTheOtherPackage, pytorch_lightning, [2, 4, 6, 8]), (Manual, pl, [3, 5, 7])],
+    ids=["lightning.pytorch", "pytorch_lightning", "manual optimization"],
+)
+def test_it_watches_in_both_packages_and_with_several_optimizers(kind: Any, package: Any, looks: list[int]) -> None:
+    found = []
+    for watched in (False, True):
+        torch.manual_seed(3)
+        module = kind()
+        watcher = GradientConflict(2, losses=lambda m, batch: m.losses(batch), shared=lambda m: m.trunk.parameters())
+        trainer = package.Trainer(
+            accelerator="cpu",
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            max_epochs=1,
+            limit_train_batches=4 if kind is Manual else 8,
+            callbacks=[watcher] if watched else [],
+        )
+        trainer.fit(module, loader())
+        found.append(({name: value.clone() for name, value in module.state_dict().items()}, torch.rand(3)))
+    torch.testing.assert_close(found[1], found[0], rtol=0, atol=0)
+    assert watcher.steps == looks  # the first step of a batch in which one is due
 
 
 def test_another_module_gives_two_functions(tmp_path: Path) -> None:
@@ -98,6 +158,12 @@ def test_another_module_gives_two_functions(tmp_path: Path) -> None:
 def test_another_module_without_functions_is_refused(tmp_path: Path) -> None:
     with pytest.raises(MisconfigurationException, match=r"Foreign has no task_losses\(\); pass losses="):
         make_trainer(callbacks=[GradientConflict()], default_root_dir=tmp_path).fit(Foreign(), loader())
+
+
+def test_one_task_alone_is_refused() -> None:
+    module = make_module(tasks={"size": Regression()})
+    with pytest.raises(MisconfigurationException, match=r"at least two tasks to compare, .* only \['size'\]; remove"):
+        make_trainer(callbacks=[GradientConflict()]).fit(module, loader())
 
 
 def test_a_cadence_of_zero_is_refused() -> None:
