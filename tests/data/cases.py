@@ -85,7 +85,7 @@ def _nyuv2_resized(**options: Any) -> NYUv2DataModule:
 
 
 def _acdc(**options: Any) -> ACDCDataModule:
-    return ACDCDataModule(**options)
+    return ACDCDataModule(**{"val_split": "holdout", **options})
 
 
 def _multi_mnist(**options: Any) -> MultiMNISTDataModule:

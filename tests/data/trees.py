@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +57,22 @@ def write_mtan_tree(root: Path, train: int = 12, val: int = 4) -> Path:
             np.save(root / part / "label" / f"{name}.npy", maps["label"].astype(np.float32))
             np.save(root / part / "depth" / f"{name}.npy", maps["depth"])
             np.save(root / part / "normal" / f"{name}.npy", maps["normal"].astype(np.float64))
+    return root
+
+
+def write_acdc_tree(root: Path, train: int = 12, val: int = 4, conditions: Sequence[str] = ("night",)) -> Path:
+    generator = np.random.default_rng(0)
+    classes = np.array([*range(19), 255], dtype=np.uint8)
+    for condition in conditions:
+        for part, count in (("train", train), ("val", val)):
+            for index in range(count):
+                sequence = f"GOPR{351 + index // 8:04d}"
+                image = generator.integers(0, 60, (*SIZE, 3), dtype=np.uint8)
+                labels = classes[generator.integers(0, 20, SIZE)]
+                for kind, ending, pixels in (("rgb_anon", "rgb_anon", image), ("gt", "gt_labelTrainIds", labels)):
+                    folder = root / kind / condition / part / sequence
+                    folder.mkdir(parents=True, exist_ok=True)
+                    Image.fromarray(pixels).save(folder / f"{sequence}_frame_{index:06d}_{ending}.png")
     return root
 
 
