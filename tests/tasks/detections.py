@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_mtl.nn import FeatureSpec
+from lightning_mtl.nn.recorded import Recorded
 from lightning_mtl.tasks import DetectionTask
 from tests.tasks.cases import DetectionCase
 
@@ -16,7 +17,7 @@ SIZE = (64, 96)
 Target = list[dict[str, Tensor] | None]
 
 
-class TinyMaps(nn.Module):
+class TinyMaps(nn.Module, Recorded):
     """Maps of stride 8 and 16 from two convolutions."""
 
     feature_spec = SPEC

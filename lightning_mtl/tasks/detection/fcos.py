@@ -149,7 +149,8 @@ class FCOS(AnchorDetection):
             sides = self.coder.encode(anchors, boxes)
             across, along = sides[:, [0, 2]], sides[:, [1, 3]]
             ratio = across.amin(1) / across.amax(1) * (along.amin(1) / along.amax(1))
-            terms["centerness"] = F.binary_cross_entropy_with_logits(centerness, ratio.sqrt(), reduction="none")
+            expected = ratio.sqrt().to(centerness.dtype)
+            terms["centerness"] = F.binary_cross_entropy_with_logits(centerness, expected, reduction="none")
         return terms
 
     def decode(self, deltas: Tensor, anchors: Tensor) -> Tensor:
