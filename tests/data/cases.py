@@ -11,26 +11,44 @@ import torch
 
 from lightning_mtl.data import (
     ACDCDataModule,
+    CamVidDataModule,
+    CityscapesDataModule,
+    CityscapesMTANDataModule,
     CocoDetectionDataModule,
     Compose,
+    DenseFolderDataModule,
     ExDarkDataModule,
     FitInside,
+    FolderTarget,
     GaussianRingDataModule,
     JointTransform,
+    Letterbox,
     LowLight,
     MultiMNISTDataModule,
     MultiTaskDataModule,
     Normalize,
     NYUv2DataModule,
+    PascalContextDataModule,
     PhotometricJitter,
     RandomBoxCrop,
+    RandomCrop,
     RandomHorizontalFlip,
+    RandomRescale,
     RandomScaleCrop,
     Resize,
     SyntheticScenesDataModule,
+    TaskonomyDataModule,
     TaskStream,
     TextureCrops,
     TwoGlyphDataModule,
+)
+from tests.data.dense_trees import (
+    write_camvid,
+    write_cityscapes,
+    write_cityscapes_mtan,
+    write_folder,
+    write_pascal_context,
+    write_taskonomy,
 )
 from tests.data.detection_trees import write_coco, write_exdark
 from tests.data.trees import SIZE, write_acdc_tree, write_mnist, write_mtan_tree, write_png_tree
@@ -114,16 +132,85 @@ def _exdark(**options: Any) -> ExDarkDataModule:
     return ExDarkDataModule(size=(40, 40), **options)
 
 
+def _cityscapes(**options: Any) -> CityscapesDataModule:
+    tasks = ("segmentation", "disparity", "depth")
+    return CityscapesDataModule(**{"tasks": tasks, "val_split": "holdout", **options})
+
+
+def _cityscapes_mtan(**options: Any) -> CityscapesMTANDataModule:
+    return CityscapesMTANDataModule(**{"val_split": "holdout", **options})
+
+
+def _pascal_context(**options: Any) -> PascalContextDataModule:
+    return PascalContextDataModule(**{"size": (20, 28), "val_split": "holdout", **options})
+
+
+def _taskonomy(**options: Any) -> TaskonomyDataModule:
+    return TaskonomyDataModule(tasks=("segment_semantic", "depth_zbuffer", "normal", "keypoints2d"), **options)
+
+
+def _folder(**options: Any) -> DenseFolderDataModule:
+    targets = {
+        "classes": FolderTarget("segmentation", "labels", classes=(10, 20, 30, 40, 50), ignore=(0,)),
+        "normals": FolderTarget("normals", signs=(1, -1, -1)),
+        "mask": FolderTarget("saliency"),
+        "heat": FolderTarget("regression"),
+    }
+    return DenseFolderDataModule(targets=targets, **options)
+
+
+def maps(*size: int) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    """Shape and type of every kind of dense target."""
+    one = ((1, *size), torch.float32)
+    return {
+        "classes": (size, torch.int64),
+        "normals": ((3, *size), torch.float32),
+        **dict.fromkeys(("depth", "edges", "saliency", "regression"), one),
+    }
+
+
 DIGITS = {"left": ((), torch.int64), "right": ((), torch.int64)}
 
 COCO = {"boxes": BOXES, "warm": BOXES, "segmentation": ((30, 36), torch.int64)}
 STILL = {"augment": False}
+M, P = maps(*SIZE), maps(20, 28)
+CAMVID = {"segmentation": M["classes"], "edges": M["edges"], "distance": M["regression"]}
+CITYSCAPES = {"segmentation": M["classes"], "disparity": M["depth"], "depth": M["depth"]}
+CITYSCAPES_MTAN = {"segmentation": M["classes"], "inverse_depth": M["depth"]}
+PASCAL = {
+    "segmentation": P["classes"],
+    "human_parts": P["classes"],
+    "saliency": P["saliency"],
+    "edges": P["edges"],
+    "normals": P["normals"],
+}
+TASKONOMY = {
+    "segment_semantic": M["classes"],
+    "depth_zbuffer": M["depth"],
+    "normal": M["normals"],
+    "keypoints2d": M["regression"],
+}
+FOLDER = {"classes": M["classes"], "normals": M["normals"], "mask": M["saliency"], "heat": M["regression"]}
 
 CASES = [
     Case("synthetic-scenes", _scenes, None, (3, 16, 20), dense(16, 20)),
     Case("nyuv2-png", _nyuv2, write_png_tree, (3, *SIZE), dense(*SIZE), "nyuv2", STILL),
     Case("nyuv2-png-resized", _nyuv2_resized, write_png_tree, (3, 18, 20), dense(18, 20), "nyuv2", STILL),
     Case("nyuv2-mtan", _nyuv2, write_mtan_tree, (3, *SIZE), dense(*SIZE), "nyuv2", STILL),
+    Case("camvid", CamVidDataModule, write_camvid, (3, *SIZE), CAMVID, "camvid", STILL),
+    Case("cityscapes", _cityscapes, write_cityscapes, (3, *SIZE), CITYSCAPES, "cityscapes", STILL),
+    Case(
+        "cityscapes-mtan",
+        _cityscapes_mtan,
+        write_cityscapes_mtan,
+        (3, *SIZE),
+        CITYSCAPES_MTAN,
+        "cityscapes_mtan",
+        STILL,
+    ),
+    Case("pascal-context", _pascal_context, write_pascal_context, (3, 20, 28), PASCAL, "pascal_context", STILL),
+    Case("taskonomy", _taskonomy, write_taskonomy, (3, *SIZE), TASKONOMY, "taskonomy", STILL),
+    Case("folder", _folder, write_folder, (3, *SIZE), FOLDER, "dense_folder", STILL),
     Case("coco", _coco, write_coco, (3, 30, 36), COCO, "coco", STILL),
     Case("exdark", _exdark, write_exdark, (3, 40, 40), {"boxes": BOXES}, "exdark", STILL),
     Case("acdc", _acdc, write_acdc_tree, (3, *SIZE), {"segmentation": (SIZE, torch.int64)}, "acdc", STILL),
@@ -139,6 +226,9 @@ TRANSFORMS: dict[str, JointTransform] = {
     "RandomScaleCrop-resized": RandomScaleCrop((1.0, 1.3), size=(20, 24)),
     "Resize": Resize((20, 24)),
     "FitInside": FitInside((20, 24)),
+    "Letterbox": Letterbox((20, 40)),
+    "RandomRescale": RandomRescale(0.5, 1.5),
+    "RandomCrop": RandomCrop((30, 20)),
     "RandomBoxCrop": RandomBoxCrop(p=1.0),
     "PhotometricJitter": PhotometricJitter(),
     "Normalize": Normalize(),
@@ -148,9 +238,9 @@ TRANSFORMS: dict[str, JointTransform] = {
 
 # MarkovCopy and MarkovCopyDataModule read tokens and are tested in test_markov.py.
 # ModularArithmeticDataModule, PolynomialRegressionDataModule and QuadraticError are tested in test_generated_tables.py.
-# NYUv2, SyntheticScenes and MultiMNIST are tested through the modules above; SeededSampler and SampleIndex in
-# test_samplers.py; ResumableDataLoader in test_loader.py; PartialLabels, DatasetNotFoundError, DataFileError and
-# EmptySplitError in test_base.py, test_nyuv2.py and test_multi_mnist.py.
+# DenseDataset, DenseTarget, DenseOptions, SyntheticScenes and MultiMNIST are tested through the modules above;
+# SeededSampler and SampleIndex in test_samplers.py; ResumableDataLoader in test_loader.py; PartialLabels,
+# DatasetNotFoundError, DataFileError and EmptySplitError in test_base.py, test_nyuv2.py and test_multi_mnist.py.
 # MNIST, FashionMNIST, Omniglot, DatasetSource, LabelledDataset, StreamDataset, PermutedPixels, Rotation,
 # ReservoirBuffer and RingBuffer are tested in test_continual.py.
 # TorchvisionTransform and the boxes that go through the transforms are tested in test_detection_transforms.py,

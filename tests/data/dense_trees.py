@@ -99,8 +99,8 @@ def write_cityscapes_mtan(root: Path, size: tuple[int, int] = SIZE, train: int =
             arrays = {
                 "image": (maps["image"] / 255).astype(np.float32),
                 "depth": inverse[..., None].astype(np.float32),
-                "label_7": np.where(maps["segmentation"] == 0, -1, as_ids(maps["segmentation"], CATEGORIES)),
-                "label_19": np.where(maps["segmentation"] == 0, -1, as_ids(maps["segmentation"], TRAIN_IDS)),
+                "label_7": np.array((-1, *CATEGORIES[1:]))[maps["segmentation"]],
+                "label_19": np.array((-1, *TRAIN_IDS[1:]))[maps["segmentation"]],
             }
             for folder, array in arrays.items():
                 save(root / part / folder / f"{index}.npy", array)

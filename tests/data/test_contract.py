@@ -15,6 +15,7 @@ from lightning_mtl.data import (
     SyntheticScenes,
     SyntheticScenesDataModule,
 )
+from lightning_mtl.data.dense.base import DenseDataModule
 from tests.data.cases import BOXES, CASES, DENSE, TRANSFORMS, Case
 from tests.data.trees import fingerprint
 
@@ -66,12 +67,20 @@ def test_targets_are_in_range(case: Case, tmp_path: Path) -> None:
             if isinstance(value, list):
                 labels = torch.cat([target["labels"] for target in value])
                 assert ((labels >= 1) & (labels <= data.num_classes[task])).all()
-            elif task in ("segmentation", "left", "right"):
+                continue
+            kind = data.targets[task].kind if isinstance(data, DenseDataModule) else task
+            if kind in ("segmentation", "left", "right"):
                 classes = data.num_classes if isinstance(data.num_classes, int) else data.num_classes[task]
                 assert ((value >= 0) & (value < classes) | (value == 255)).all()
-            elif task == "edges":
+            elif kind in ("edges", "saliency"):
                 assert ((value == 0) | (value == 1) | (value == 255)).all()
-            elif task == "normals":
+            elif kind == "regression":
+                assert not value.isinf().any()
+                assert not value.isnan().all()
+            elif kind == "disparity":
+                assert value.isfinite().all()
+                assert (value >= 0).all()
+            elif kind == "normals":
                 length = value.norm(dim=1)
                 assert ((length - 1).abs() < 1e-4).logical_or(length == 0).all()
             else:
@@ -148,14 +157,14 @@ def test_label_fraction_blanks_whole_samples_of_the_training_split_alone(case: C
     task = next(iter(case.targets))
     data = case.make(tmp_path, label_fraction={task: 0.5}, drop_last=False)
     data.setup()
-    ignored = 255 if task == "segmentation" else -100
+    ignored = -1 if data.ignore_values[task] is None else data.ignore_values[task]
 
     def is_blank(value: object) -> bool:
-        return value is None or (isinstance(value, torch.Tensor) and bool((value == ignored).all()))
+        return value is None or (isinstance(value, torch.Tensor) and bool(torch.eq(value, ignored).all()))
 
     blank = [is_blank(targets[task]) for _, targets in data.datasets["train"]]
     assert blank.count(False) == round(0.5 * len(blank))
-    for other in set(case.targets) - {task}:
+    for other in set(case.targets) - {task, "human_parts"}:  # photographs without people have no parts
         assert not any(is_blank(t[other]) for _, t in data.datasets["train"])
     assert not any(is_blank(t[task]) for _, t in data.datasets["val"])
 
@@ -163,12 +172,12 @@ def test_label_fraction_blanks_whole_samples_of_the_training_split_alone(case: C
 @with_files
 def test_a_missing_root_says_what_to_do(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("LIGHTNING_MTL_DATA", raising=False)
-    with pytest.raises(DatasetNotFoundError, match=r"root must name.*--data\.root.*LIGHTNING_MTL_DATA.*http"):
+    with pytest.raises(DatasetNotFoundError, match=r"root must name.*--data\.root.*LIGHTNING_MTL_DATA.*(http|docs/)"):
         case.build(num_workers=0).setup("fit")
-    with pytest.raises(DatasetNotFoundError, match=r"root '.*nowhere' is not a folder.*http"):
+    with pytest.raises(DatasetNotFoundError, match=r"root '.*nowhere' is not a folder.*(http|docs/data)"):
         case.build(root=tmp_path / "nowhere", num_workers=0).setup("fit")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DatasetNotFoundError, match=r"data not found in '.*empty': missing .*http"):
+    with pytest.raises(DatasetNotFoundError, match=r"data not found in '.*empty': missing .*(http|docs/data)"):
         case.build(root=tmp_path / "empty", num_workers=0).setup("fit")
 
 

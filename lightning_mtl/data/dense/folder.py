@@ -223,6 +223,11 @@ class DenseFolderDataModule(DenseDataModule):
         self.val_fraction = val_fraction
         super().__init__(root, tuple(targets), **options)
 
+    @property
+    def num_classes(self) -> dict[str, int]:
+        """Task -> number of its classes, for the tasks of segmentation."""
+        return {task: len(target.ids) for task, target in self.folders.items() if target.kind == "segmentation"}
+
     def known_targets(self) -> dict[str, DenseTarget]:
         """Return the tasks that the folders are for."""
         return {task: DenseTarget(target.kind, f"{target.kind}/{task}") for task, target in self.folders.items()}

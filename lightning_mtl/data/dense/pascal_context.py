@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -205,8 +205,8 @@ class PascalContextDataModule(TrainAndTestModule):
         "the tree."
     )
     class_names = CLASS_NAMES
-    num_classes = len(CLASS_NAMES)
     part_names = PART_NAMES
+    num_classes: ClassVar[dict[str, int]] = {"segmentation": len(CLASS_NAMES), "human_parts": len(PART_NAMES)}
     run = 1  # photographs, not video
 
     def __init__(
