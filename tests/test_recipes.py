@@ -11,6 +11,11 @@ from lightning_mtl.cli import main
 
 ROOT = Path(__file__).parents[1] / "recipes"
 RECIPES = sorted(ROOT.rglob("*.yaml"))
+IN_FOLDER = {
+    "bccd_fcos": "bccd",
+    "dark_bccd_featenhancer": "bccd",
+    "chess_multihead": "chess_pieces",
+}  # recipes of data modules that read any such folder
 ON_DISK = {"NYUv2DataModule": "nyuv2", "MultiMNISTDataModule": "mnist", "lightning_mtl.data.MNIST": "mnist"}
 
 
@@ -28,7 +33,11 @@ def test_a_recipe_runs_two_steps(recipe: Path, tmp_path: Path, monkeypatch: pyte
             if not (Path(root) / folder).is_dir():
                 pytest.skip(f"{Path(root) / folder} is not there")
             monkeypatch.setenv("LIGHTNING_MTL_DATA", str(Path(root).resolve()))
+    folder = IN_FOLDER.get(recipe.stem)
+    if folder is not None and (root is None or not (Path(root) / folder).is_dir()):
+        pytest.skip(f"LIGHTNING_MTL_DATA/{folder} is not there")
+    data = [] if folder is None else ["--data.root", str((Path(root or "") / folder).resolve())]
     monkeypatch.chdir(tmp_path)
     options = ["--trainer.fast_dev_run", "2", "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"]
-    status = main(["fit", "--config", str(recipe), *options, "--data.num_workers", "0"])
+    status = main(["fit", "--config", str(recipe), *options, *data, "--data.num_workers", "0"])
     assert status == 0
