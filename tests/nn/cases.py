@@ -204,6 +204,8 @@ def features(spec: FeatureSpec, batch: int, size: int = 64) -> torch.Tensor | li
     ]
 
 
+# FCOSHead, RetinaNetHead, FeaturePyramid and BoxPredictions: several tensors, tested in test_detection_heads.py.
+
 # TinyDecoder reads tokens and is tested in test_tiny_decoder.py; QKNormMultiheadAttention and QKNormLinear in
 # test_qk_norm.py.
 # NoiseSchedule, MLPDenoiser and DiffusersDenoiser are parts of diffusion models, tested in test_diffusion.py.
