@@ -675,11 +675,29 @@ def test_wrong_values_are_refused(build: Callable[[], object], message: str | No
             lambda: fit(make(), FPF(groups=["head"], loss_fn=lambda m, b: m.body(b[0]).sum())),
             "the loss does not depend on the groups .'head'.; choose others",
         ),
+        (
+            lambda: fit(make(), FPF(groups=["head"], batch_size=1)),
+            "batch_size and .* at least 2 .* got 1 and .*; raise",
+        ),
+        (lambda: fit(make(), FPF(size=1)), "the samples in the buffer must be at least 2 .* got 32 and 1; raise"),
     ],
 )
 def test_wrong_set_up_is_answered_with_the_remedy(build: Callable[[], object], message: str) -> None:
     with pytest.raises(MisconfigurationException, match=message):
         build()
+
+
+def test_a_memory_that_is_one_sample_larger_than_a_batch_is_no_problem_for_batch_norms() -> None:
+    callback = FPF(size=9, batch_size=8, steps=1)
+    fit(make(), callback)
+    assert len(callback.memory) == 9
+    assert callback.selected
+
+
+def test_batches_of_one_are_fine_with_running_statistics() -> None:
+    callback = FPF(groups=["head"], batch_size=1, steps=2, update_running_stats=False)
+    fit(make(), callback)
+    assert callback.samples_replayed == 2
 
 
 def test_fit_that_is_one_task_of_several_may_be_smaller_than_the_memory() -> None:

@@ -127,8 +127,8 @@ class ForgettingPrioritizedFinetuning(ReplayCallback):
     Raises:
         ValueError: If an argument is out of range, a group matches nothing, ``k`` is larger than the number of steps,
             or that number is unknown.
-        MisconfigurationException: If the buffer is larger than the data or empty, the parameters are sharded, or the
-            module gives no loss for remembered samples.
+        MisconfigurationException: If the buffer is larger than the data or empty, batches are too small for batch
+            norms, the parameters are sharded, or the module gives no loss for remembered samples.
 
     Note:
         The authors published no code. Choices that are not the paper's: the selection rule, 100 steps, learning rate
@@ -401,7 +401,16 @@ class ForgettingPrioritizedFinetuning(ReplayCallback):
 
     def _loss(self, trainer: pl.Trainer, module: pl.LightningModule, samples: Any) -> Tensor:
         with trainer.precision_plugin.train_step_context():
-            loss = replay_loss(module, samples["batch"], self.loss_fn)
+            try:
+                loss = replay_loss(module, samples["batch"], self.loss_fn)
+            except ValueError as error:
+                if "more than 1 value per channel" not in str(error):
+                    raise
+                raise MisconfigurationException(
+                    f"{type(self).__name__}: batch_size and the samples in the buffer must be at least 2 where batch "
+                    f"norms are trained, got {self.batch_size} and {len(self.memory)}; raise them, or set "
+                    "update_running_stats=False."
+                ) from error
             if self.kd_weight:
                 outputs = by_name(self.predict(module, samples["batch"]))
                 teacher = {  # logits of classes that had not come up yet would pull these down
@@ -412,9 +421,10 @@ class ForgettingPrioritizedFinetuning(ReplayCallback):
         return loss
 
     def _chunks(self, module: pl.LightningModule) -> Iterator[Any]:
-        stored = self.memory.items()
-        for start in range(0, len(self.memory), self.batch_size):
-            chunk = slice(start, start + self.batch_size)
+        stored, count = self.memory.items(), len(self.memory)
+        parts = -(-count // self.batch_size)
+        for part in range(parts):  # of nearly the same size: batch norms need more than one sample
+            chunk = slice(count * part // parts, count * (part + 1) // parts)
             yield move_data_to_device(take(stored, chunk), module.device)
 
     def _buffer_loss(self, trainer: pl.Trainer, module: pl.LightningModule) -> float:
