@@ -36,9 +36,17 @@ from lightning_mtl.functional.kernels import (
 )
 from lightning_mtl.functional.matrix import graddrop, graddrop_features, trimmed_mean
 from lightning_mtl.functional.parameter_groups import IndependentAdamW, independent_weight_decay, mup_simple_groups
+from lightning_mtl.functional.task_grouping import (
+    TaskGrouping,
+    affinities_onto,
+    select_task_groups,
+    spectral_task_groups,
+)
 
 __all__ = [
     "IndependentAdamW",
+    "TaskGrouping",
+    "affinities_onto",
     "aligned_mtl",
     "cagrad",
     "center_kernel",
@@ -72,6 +80,8 @@ __all__ = [
     "pmtl",
     "project_to_simplex",
     "sdmgrad",
+    "select_task_groups",
+    "spectral_task_groups",
     "trimmed_mean",
     "upgrad",
 ]

@@ -59,8 +59,8 @@ class TaskAffinity(Callback):
     those of a run without it.
 
     Args:
-        every_n_steps: Optimizer steps between two looks; the paper takes 10. A look costs K backward passes and, for
-            ``lookahead``, K further forward passes.
+        every_n_steps: Optimizer steps between two looks; the authors' Taskonomy code takes 10. A look costs a forward
+            pass, K backward passes and, for ``lookahead``, K further forward passes.
         measures: What to measure.
         per_layer: Measure the cosines for every block of the shared network too.
         losses: Callable ``(module, batch) -> {task: scalar loss}`` for modules without ``task_losses``.
@@ -86,9 +86,11 @@ class TaskAffinity(Callback):
     Note:
         The lookahead step is plain gradient descent on the shared parameters with the optimizer's learning rate, as in
         the paper's equation, whatever the optimizer is; neither momentum nor preconditioning nor weight decay take
-        part. To first order :math:`Z_{i \to j} \approx \eta\, g_i \cdot g_j / L_j`, so the learning rate scales all
-        affinities alike and hardly matters for the groups, unless it is so small that the changes drown in rounding:
-        then give ``lookahead_lr``. Parameters in half precision swallow such steps.
+        part. The authors' Taskonomy code adds weight decay to the gradient and divides :math:`Z` by the learning rate,
+        which the equation of their paper does not. To first order :math:`Z_{i \to j} \approx \eta\, g_i \cdot g_j /
+        L_j`, so a constant learning rate scales all affinities alike and hardly matters for the groups, unless it is so
+        small that the changes drown in rounding: then give ``lookahead_lr``, which also weighs all looks of a run with
+        a schedule alike. Parameters in half precision swallow small steps.
 
         Looks are taken in the modes of training, with batch statistics where training has them, and with dropout masks
         of their own. A look at which a loss is not positive or not finite, or a task has no label, leaves out the pairs
