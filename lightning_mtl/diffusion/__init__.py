@@ -1,6 +1,6 @@
 """Diffusion models whose tasks are intervals of timesteps."""
 
-from lightning_mtl.diffusion.denoising import NoisePrediction
+from lightning_mtl.diffusion.denoising import NoisePrediction, NoisySamples
 from lightning_mtl.diffusion.module import DiffusionTaskModule
 
-__all__ = ["DiffusionTaskModule", "NoisePrediction"]
+__all__ = ["DiffusionTaskModule", "NoisePrediction", "NoisySamples"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
@@ -75,14 +76,15 @@ class DiffusionTaskModule(MultiTaskModule):
         authors' division of the total by k is left to the learning rate. Their code drops the remainder of B/k.
         Clusters have no sample in common, so ``at="features"`` has nothing to compare: use ``at="parameters"``.
 
-        The clusters of the released training script are ``"uniform"``. ``"log_snr"`` squares distances
-        (``power=2``); the raw SNR would put nearly all timesteps in the last cluster.
+        The clusters of the released training script are ``"uniform"``. ``"log_snr"`` sums absolute distances as the
+        authors' clustering does; pass ``interval_clustering(schedule.log_snr, k=5, power=2)`` for squared ones. The raw
+        SNR would put nearly all timesteps in the last cluster.
 
     Example:
         >>> from lightning_mtl.nn import MLPDenoiser, NoiseSchedule
         >>> module = DiffusionTaskModule(MLPDenoiser(num_steps=100), NoiseSchedule(100), num_clusters=3)
         >>> list(module.tasks)
-        ['t[0-9]', 't[10-39]', 't[40-99]']
+        ['t[0-18]', 't[19-53]', 't[54-99]']
         >>> module.sample(4).shape
         torch.Size([4, 2])
 
@@ -279,6 +281,17 @@ class DiffusionTaskModule(MultiTaskModule):
         """Return ``{"samples": ...}``, as many as the batch has, with its labels if there is a condition."""
         inputs, labels = self._unpack(batch)
         return {"samples": self.sample(len(inputs), tuple(inputs.shape[1:]), labels)}
+
+    def export_onnx(self, path: str | Path, inputs: Tensor) -> None:
+        """Refuse: a denoising network takes timesteps too.
+
+        Raises:
+            NotImplementedError: Always; it says what to call instead.
+        """
+        raise NotImplementedError(
+            "DiffusionTaskModule: the network takes samples and timesteps; call torch.onnx.export(module."
+            "averaged_denoiser, (samples, timesteps), path)."
+        )
 
     @torch.no_grad()
     def sample(

@@ -39,7 +39,7 @@ class NoiseSchedule(nn.Module, Recorded):
     Example:
         >>> schedule = NoiseSchedule(num_steps=100, beta_end=0.06)
         >>> schedule.snr[[0, 50, 99]]
-        tensor([9.9990e+03, 8.5959e-01, 4.8858e-02], dtype=torch.float64)
+        tensor([9.9990e+03, 8.3926e-01, 4.8819e-02], dtype=torch.float64)
 
     References:
         Ho, Jain, Abbeel. *Denoising Diffusion Probabilistic Models*. NeurIPS 2020. https://arxiv.org/abs/2006.11239
