@@ -1,9 +1,12 @@
-"""NYUv2 at 480 x 640 with augmentation: our loader against the same one written by hand with torchvision.
+"""Our loaders against the same ones written by hand with torchvision: NYUv2, or any data set in COCO format.
 
-Both read the same files, crop, zoom and flip image and three targets jointly, normalise, and collate. They are timed in
-turns in one process, so that the ratio does not depend on what else the machine does.
+NYUv2 at 480 x 640: both read the same files, crop, zoom and flip image and three targets jointly, normalise, and
+collate. COCO: both read images and boxes, flip, resize, jitter the colours, normalise and collate; by hand this is
+``torchvision.datasets.CocoDetection``, wrapped for the transforms v2. They are timed in turns in one process, so that
+the ratio does not depend on what else the machine does.
 
 Usage: python benchmarks/dataloading.py --root /datasets/nyuv2 [--frames 24] [--rounds 7] [--num-workers 0]
+       python benchmarks/dataloading.py --coco /datasets/bccd [--size 320 320] ...
 """
 
 from __future__ import annotations
@@ -12,17 +15,19 @@ import argparse
 import os
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision import tv_tensors
+from torchvision.datasets import CocoDetection, wrap_dataset_for_transforms_v2
 from torchvision.transforms import v2
 
-from lightning_mtl.data import NYUv2DataModule
+from lightning_mtl.data import CocoDetectionDataModule, NYUv2DataModule, PhotometricJitter, RandomHorizontalFlip, Resize
 
 
 class ByHand(Dataset):
@@ -63,6 +68,64 @@ class ByHand(Dataset):
         return self.normalize(image), {"segmentation": labels[0], "depth": depth, "normals": normals}
 
 
+def list_boxes(samples: list[tuple[Tensor, dict[str, Tensor]]]) -> tuple[Tensor, list[dict[str, Tensor]]]:
+    """Stack the images, keep the boxes as a list."""
+    return torch.stack([image for image, _ in samples]), [target for _, target in samples]
+
+
+def nyuv2_loaders(options: argparse.Namespace) -> tuple[DataLoader, DataLoader]:
+    """Return our loader of NYUv2 and the one by hand."""
+    data = NYUv2DataModule(options.root, layout="png", val_split="test", batch_size=4, num_workers=options.num_workers)
+    data.setup("fit")
+    dataset = data.datasets["train"]
+    dataset.frames = dataset.frames[: options.frames]
+    return data.train_dataloader(), by_hand(ByHand(dataset.frames), options)
+
+
+def coco_loaders(options: argparse.Namespace) -> tuple[DataLoader, DataLoader]:
+    """Return our loader of a data set in COCO format and the one by hand."""
+    size = (options.size[0], options.size[1])
+    data = CocoDetectionDataModule(
+        options.coco,
+        size=size,
+        resize="stretch",
+        augment=[RandomHorizontalFlip(), Resize(size), PhotometricJitter()],
+        batch_size=4,
+        num_workers=options.num_workers,
+    )
+    data.setup("fit")
+    dataset = data.datasets["train"]
+    dataset.images = dataset.images[: options.frames]
+    transform = v2.Compose(
+        [
+            v2.ToImage(),
+            v2.RandomHorizontalFlip(0.5),
+            v2.Resize(size, antialias=True),
+            v2.ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2),
+            v2.ToDtype({tv_tensors.Image: torch.float32, "others": None}, scale=True),
+            v2.Normalize(mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225]),
+            v2.SanitizeBoundingBoxes(),
+        ]
+    )
+    records = dataset.records
+    theirs = CocoDetection(records.folder, records.source, transforms=transform)
+    wrapped = wrap_dataset_for_transforms_v2(theirs, target_keys=("boxes", "labels", "image_id"))
+    return data.train_dataloader(), by_hand(Subset(wrapped, dataset.images.tolist()), options, list_boxes)
+
+
+def by_hand(dataset: Dataset, options: argparse.Namespace, collate_fn: Callable | None = None) -> DataLoader:
+    """Return a plain loader of the same batches."""
+    return DataLoader(
+        dataset,
+        batch_size=4,
+        shuffle=True,
+        drop_last=True,
+        num_workers=options.num_workers,
+        persistent_workers=options.num_workers > 0,
+        collate_fn=collate_fn,
+    )
+
+
 def seconds(loader: DataLoader) -> float:
     """CPU seconds of this process without workers, wall time with them."""
     clock = time.perf_counter if loader.num_workers else time.process_time
@@ -75,25 +138,14 @@ def seconds(loader: DataLoader) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", default=None)
+    parser.add_argument("--coco", default=None, help="folder of a data set in COCO format, in place of NYUv2")
+    parser.add_argument("--size", type=int, nargs=2, default=(320, 320))
     parser.add_argument("--frames", type=int, default=24)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--num-workers", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    data = NYUv2DataModule(options.root, layout="png", val_split="test", batch_size=4, num_workers=options.num_workers)
-    data.setup("fit")
-    dataset = data.datasets["train"]
-    dataset.frames = dataset.frames[: options.frames]
-    ours = data.train_dataloader()
-    persistent = options.num_workers > 0
-    theirs = DataLoader(
-        ByHand(dataset.frames),
-        batch_size=4,
-        shuffle=True,
-        drop_last=True,
-        num_workers=options.num_workers,
-        persistent_workers=persistent,
-    )
+    ours, theirs = nyuv2_loaders(options) if options.coco is None else coco_loaders(options)
     for loader in (ours, theirs):
         seconds(loader)  # files into the page cache, workers started
     pairs = [(seconds(ours), seconds(theirs)) for _ in range(options.rounds)]
