@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from lightning_mtl.cli import main
+from tests.data.dense_trees import write_cityscapes_mtan, write_folder, write_pascal_context, write_taskonomy
 
 ROOT = Path(__file__).parents[1] / "recipes"
 RECIPES = sorted(ROOT.rglob("*.yaml"))
@@ -16,7 +18,18 @@ IN_FOLDER = {
     "dark_bccd_featenhancer": "bccd",
     "chess_multihead": "chess_pieces",
 }  # recipes of data modules that read any such folder
-ON_DISK = {"NYUv2DataModule": "nyuv2", "MultiMNISTDataModule": "mnist", "lightning_mtl.data.MNIST": "mnist"}
+ON_DISK = {
+    "NYUv2DataModule": "nyuv2",
+    "CamVidDataModule": "camvid",
+    "MultiMNISTDataModule": "mnist",
+    "lightning_mtl.data.MNIST": "mnist",
+}
+WRITTEN: dict[str, Callable[[Path, tuple[int, int]], Path]] = {
+    "CityscapesMTANDataModule": write_cityscapes_mtan,
+    "PascalContextDataModule": write_pascal_context,
+    "TaskonomyDataModule": write_taskonomy,
+    "DenseFolderDataModule": write_folder,
+}  # small stand-ins in the encodings of the data sets
 
 
 def test_recipes_were_found() -> None:
@@ -37,6 +50,9 @@ def test_a_recipe_runs_two_steps(recipe: Path, tmp_path: Path, monkeypatch: pyte
     if folder is not None and (root is None or not (Path(root) / folder).is_dir()):
         pytest.skip(f"LIGHTNING_MTL_DATA/{folder} is not there")
     data = [] if folder is None else ["--data.root", str((Path(root or "") / folder).resolve())]
+    for module, write in WRITTEN.items():
+        if module in recipe.read_text():
+            data = ["--data.root", str(write(tmp_path / "data", (64, 96)))]
     monkeypatch.chdir(tmp_path)
     options = ["--trainer.fast_dev_run", "2", "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"]
     status = main(["fit", "--config", str(recipe), *options, *data, "--data.num_workers", "0"])
