@@ -1,11 +1,13 @@
-"""Forgetting in a class-incremental stream: plain SGD, replay in every step, and finetuning of a part of the network.
+"""Forgetting in a stream of tasks: plain SGD, replay in every step, and finetuning of a part of the network.
 
-Ten classes of generated 8 x 8 textures come as five tasks of two classes, five epochs each; a small network with batch
-norm (30 762 parameters) is trained by SGD. Every method runs in a Trainer with the same seeds, and the average accuracy
-over all ten classes after the last task is printed, with what replay cost: samples drawn from the memory, and CPU time
-beyond that of plain SGD.
+Ten classes of generated 8 x 8 textures come as five tasks of two classes, or with ``--stream domain`` as four tasks of
+all classes, turned by 0, 45, 90 and 135 degrees and every other one in negative; five epochs each. A small network with
+batch norm (30 762 parameters) is trained by SGD. Every method runs in a Trainer with the same seeds, and the average
+accuracy over all tasks after the last one is printed, with what replay cost: samples drawn from the memory, and CPU
+time beyond that of plain SGD.
 
     OMP_NUM_THREADS=1 python benchmarks/fpf.py [--seeds 5] [--methods sgd er ...] [--buffer 100] [--out results.json]
+    OMP_NUM_THREADS=1 python benchmarks/fpf.py --stream domain --seeds 3
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 warnings.filterwarnings("ignore")
@@ -36,10 +38,12 @@ from lightning_mtl.callbacks import (
     ExperienceReplay,
     ForgettingPrioritizedFinetuning,
 )
-from lightning_mtl.data import ReservoirBuffer, TaskStream, TextureCrops
+from lightning_mtl.data import ReservoirBuffer, Rotation, TaskStream, TextureCrops
 
-CLASSES, TASKS, EPOCHS = 10, 5, 5
+CLASSES, EPOCHS = 10, 5
+TASKS = {"class": 5, "domain": 4}
 NORM_AND_HEAD = ["norm", "head"]
+NORM_AND_INPUT = ["norm", "conv1"]
 
 
 class Network(pl.LightningModule):
@@ -100,6 +104,7 @@ def methods(size: int, seed: int) -> dict[str, Callable[[], list[pl.Callback]]]:
         "der++": lambda: [dark()],
         "sgd + fpf conv2": lambda: [fpf(groups=["conv2"])],
         "sgd + fpf norm+head": lambda: [fpf()],
+        "sgd + fpf norm+conv1": lambda: [fpf(groups=NORM_AND_INPUT)],
         "sgd + fpf auto": lambda: [fpf(groups="auto")],
         "sgd + fpf norm+head, distilled": lambda: [fpf(kd_weight=0.5)],
         "sgd + fpf all": lambda: [fpf(groups=["*"])],
@@ -109,14 +114,16 @@ def methods(size: int, seed: int) -> dict[str, Callable[[], list[pl.Callback]]]:
     }
 
 
-def run(name: str, seed: int, size: int) -> dict[str, Any]:
+def run(name: str, seed: int, size: int, scheme: Literal["class", "domain"]) -> dict[str, Any]:
     """Train with a method and return its accuracy and cost."""
     pl.seed_everything(seed, verbose=False)
     callbacks = methods(size, seed)[name]()
     metrics = ContinualMetrics(split="test", figure=False)
     stream = TaskStream(
         TextureCrops(CLASSES, num_train=85, num_test=36, seed=seed),
-        num_tasks=TASKS,
+        scheme,
+        num_tasks=TASKS[scheme],
+        shift=Rotation(180.0, invert=True) if scheme == "domain" else None,
         epochs_per_task=EPOCHS,
         val_fraction=0.012,  # one of 85: nothing is validated
         plain=True,
@@ -127,7 +134,7 @@ def run(name: str, seed: int, size: int) -> dict[str, Any]:
         trainer = pl.Trainer(
             accelerator="cpu",
             devices=1,
-            max_epochs=TASKS * EPOCHS,
+            max_epochs=TASKS[scheme] * EPOCHS,
             limit_val_batches=0,
             logger=False,
             enable_checkpointing=False,
@@ -142,7 +149,9 @@ def run(name: str, seed: int, size: int) -> dict[str, Any]:
     finetuning = [c for c in callbacks if isinstance(c, ForgettingPrioritizedFinetuning)]
     replayed = sum(getattr(c, "samples_replayed", 0) for c in callbacks)
     return {
+        "stream": scheme,
         "method": name,
+        "buffer": size,
         "seed": seed,
         "accuracy": metrics.summary()["continual/average_accuracy"],
         "forgetting": metrics.summary()["continual/forgetting"],
@@ -157,6 +166,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5, help="number of seeds, from 0 on")
     parser.add_argument("--methods", nargs="*", help="names of methods; all by default")
+    parser.add_argument("--stream", choices=list(TASKS), default="class")
     parser.add_argument("--buffer", type=int, default=100, help="capacity of the memory")
     parser.add_argument("--out", type=Path, help="file for all numbers")
     options = parser.parse_args()
@@ -166,7 +176,7 @@ def main() -> None:
     plain = 0.0
     print(f"{'method':32s} accuracy (min..max)    forgetting  samples replayed  CPU s beyond sgd")
     for name in options.methods or list(methods(1, 0)):
-        own = [run(name, seed, options.buffer) for seed in range(options.seeds)]
+        own = [run(name, seed, options.buffer, options.stream) for seed in range(options.seeds)]
         results += own
         accuracy = [result["accuracy"] for result in own]
         seconds = statistics.mean(result["seconds"] for result in own)

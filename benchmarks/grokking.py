@@ -111,10 +111,10 @@ def run_polynomial(seeds: int) -> None:
     print("lag(alpha 1) / lag(alpha 0.25):", [round(b / a, 1) for a, b in zip(*lags.values(), strict=True)])
 
 
-def run_alpha(seeds: int) -> None:
+def run_alpha(seeds: int, alphas: list[float]) -> None:
     """Print what the output scale does with 400 samples."""
-    print(HEADER)
-    for alpha in (0.1, 0.25, 1.0, 2.0):
+    print(HEADER, flush=True)
+    for alpha in alphas:
         for seed in range(min(seeds, 3)):
             detector, test = polynomial(alpha, 400, seed, 3000)
             print(row(f"alpha {alpha}, 400 samples", seed, detector, test), flush=True)
@@ -319,6 +319,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["polynomial", "alpha", "modular", "digits", "overhead"])
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--alphas", type=float, nargs="+", default=[0.1, 0.25, 1.0, 2.0], help="of the sweep")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batches", type=int, default=200)
     parser.add_argument("--size", type=int, default=64)
@@ -328,10 +329,10 @@ def main() -> None:
     torch.set_num_threads(1)
     if options.what == "overhead":
         run_overhead(options.rounds, options.batches, options.size)
+    elif options.what == "alpha":
+        run_alpha(options.seeds, options.alphas)
     else:
-        {"polynomial": run_polynomial, "alpha": run_alpha, "modular": run_modular, "digits": run_digits}[options.what](
-            options.seeds
-        )
+        {"polynomial": run_polynomial, "modular": run_modular, "digits": run_digits}[options.what](options.seeds)
 
 
 if __name__ == "__main__":
