@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from pathlib import Path
@@ -251,6 +252,9 @@ def test_an_encoder_with_features_by_task_keeps_them() -> None:
         def shared_parameters(self) -> list[nn.Parameter]:
             return list(self.common.parameters())
 
+        def auxiliary_loss(self) -> Tensor:
+            return self.own.weight.sum()
+
         def forward(self, image: Tensor) -> dict[str, Tensor]:
             return {"kind": image.mean((2, 3)), "depth": -image.mean((2, 3))}
 
@@ -264,6 +268,11 @@ def test_an_encoder_with_features_by_task_keeps_them() -> None:
     torch.testing.assert_close(features["depth"], -image.mean((2, 3)))
     torch.testing.assert_close(features["kind"], encoder.enhancement(image).mean((2, 3)))
     assert [id(p) for p in encoder.shared_parameters()] == [id(p) for p in inner.common.parameters()]
+    twin = copy.deepcopy(encoder)
+    nn.init.constant_(inner.own.weight, 5.0)
+    assert encoder.auxiliary_loss() == 5
+    assert twin.auxiliary_loss() != 5  # its own
+    assert not hasattr(FeatEnHancer(Maps()), "auxiliary_loss")
 
 
 def test_a_task_without_the_enhancement_does_not_train_it() -> None:

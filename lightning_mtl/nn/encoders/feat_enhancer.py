@@ -16,9 +16,9 @@ from lightning_mtl.nn.spec import FeatureSpec
 class FeatEnHancer(nn.Module, Recorded):
     """Enhance dark images before an encoder sees them; the losses of the tasks train both.
 
-    The encoder can be any that reads images; what it declares (``feature_spec``, ``shared_parameters``) holds on. The
-    enhancement is a :class:`~lightning_mtl.nn.FeatureEnhancement`, and sees the images as the data module normalised
-    them.
+    The encoder can be any that reads images, with features for all tasks or for each; what it declares
+    (``feature_spec``, ``shared_parameters``, ``auxiliary_loss``) holds on. The enhancement is a
+    :class:`~lightning_mtl.nn.FeatureEnhancement`, and sees the images as the data module normalised them.
 
     Args:
         encoder: The encoder behind the enhancement.
@@ -85,6 +85,8 @@ class FeatEnHancer(nn.Module, Recorded):
         if self.enhanced is not None and isinstance(spec, FeatureSpec):
             spec = dict.fromkeys(self.enhanced, spec)
         self.feature_spec = spec
+        if hasattr(encoder, "auxiliary_loss"):
+            self.auxiliary_loss = encoder.auxiliary_loss
 
     def shared_parameters(self) -> list[nn.Parameter]:
         """Return the parameters that all tasks share: the encoder's, and the enhancement's if several tasks read it."""
