@@ -13,14 +13,21 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 
 import lightning_mtl
 from lightning_mtl.callbacks.results_table import ResultsTable
-from lightning_mtl.cli import compare, recipes
+from lightning_mtl.cli import affinity, benchmark, compare, recipes
 from lightning_mtl.cli.errors import ConciseParser, fail
 from lightning_mtl.data.errors import DataFileError, DatasetNotFoundError, EmptySplitError
 
-_OTHER_COMMANDS = {"recipes": recipes.main, "compare": compare.main}
+_OTHER_COMMANDS = {
+    "recipes": recipes.main,
+    "compare": compare.main,
+    "benchmark": benchmark.main,
+    "affinity": affinity.main,
+}
 _EPILOG = (
-    "Two further subcommands: recipes, to list the configuration files that come with the package or copy one; "
-    "compare, to put finished runs side by side. They have their own --help."
+    "Four further subcommands: recipes, to list the configuration files that come with the package or copy one; "
+    "compare, to put finished runs side by side; benchmark, to train one recipe with several balancers and seeds, and "
+    "its single-task baselines; affinity, to choose from a run with the TaskAffinity callback which tasks to train "
+    "together. They have their own --help."
 )
 _FAILURES = (MisconfigurationException, DatasetNotFoundError, DataFileError, EmptySplitError)
 """Errors of a run that the user can mend by its settings or data; their message says all there is to say."""
@@ -42,11 +49,23 @@ def main(args: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if args is None else args)
     if words and words[0] in _OTHER_COMMANDS:
         return _OTHER_COMMANDS[words[0]](words[1:])
+    run(words)
+    return 0
+
+
+def run(words: list[str]) -> MultiTaskCLI:
+    """Fit, validate, test or predict, and return the command line with the trainer, model and data that it made.
+
+    Args:
+        words: Words of the command line behind the program's name.
+
+    Raises:
+        SystemExit: As :func:`main` does.
+    """
     try:
-        MultiTaskCLI(words)
+        return MultiTaskCLI(words)
     except _FAILURES as error:
         fail(error)
-    return 0
 
 
 class MultiTaskCLI(LightningCLI):

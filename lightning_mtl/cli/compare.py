@@ -4,28 +4,24 @@ from __future__ import annotations
 
 import argparse
 import csv
-import fnmatch
-import io
 import json
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml  # type: ignore[import-untyped, unused-ignore]
 
 from lightning_mtl.callbacks.results_table import SECTIONS
+from lightning_mtl.cli.tables import Directions, Row, render, select
 from lightning_mtl.functional.delta_m import delta_m
 
-Format = Literal["table", "md", "csv", "latex"]
 Metrics = Mapping[str, Mapping[str, float]]
-Directions = Mapping[str, Mapping[str, bool]]
 
 _RUN_SPECIFIC = ("seed_everything", "config", "ckpt_path", "results")
 _RUN_SPECIFIC_TRAINER = ("default_root_dir", "logger", "callbacks")
-_PIPED_WIDTH = 1000  # characters; a table in a pipe or file is not folded
 
 
 @dataclass(frozen=True)
@@ -51,23 +47,6 @@ class Run:
     higher_is_better: Directions = field(default_factory=dict)
     baselines: Metrics = field(default_factory=dict)
     settings: str | None = None
-
-
-@dataclass(frozen=True)
-class Row:
-    """Runs of one configuration, which differ by their seed.
-
-    Args:
-        label: Their name.
-        runs: How many there are.
-        values: ``(task, metric)`` -> the value of every run that has it.
-        delta_m: Change against the baselines of every run, in percent; empty without baselines.
-    """
-
-    label: str
-    runs: int
-    values: Mapping[tuple[str, str], Sequence[float]]
-    delta_m: Sequence[float]
 
 
 def main(args: Sequence[str]) -> int:
@@ -318,21 +297,6 @@ def make_rows(runs: Sequence[Run], section: str, baselines: Metrics | None, dire
     return rows
 
 
-def select(rows: Sequence[Row], patterns: Sequence[str]) -> list[Row]:
-    """Keep the metrics whose ``task/metric`` matches one of these shell patterns."""
-    return [
-        replace(
-            row,
-            values={
-                (task, metric): found
-                for (task, metric), found in row.values.items()
-                if any(fnmatch.fnmatchcase(f"{task}/{metric}", pattern) for pattern in patterns)
-            },
-        )
-        for row in rows
-    ]
-
-
 def _labels(groups: Sequence[Sequence[Run]]) -> list[str]:
     """Name groups as shortly as tells them apart: by name, with the balancer, with the folder."""
     names = [group[0].name for group in groups]
@@ -344,123 +308,3 @@ def _labels(groups: Sequence[Sequence[Run]]) -> list[str]:
         unique = [label for label, all_labels in ((name, names), (long, longer)) if all_labels.count(label) == 1]
         chosen.append(unique[0] if unique else f"{name}, {folder}")
     return chosen
-
-
-# ---------------------------------------------------------------------- output
-def render(rows: Sequence[Row], directions: Directions, style: Format) -> str:
-    """Return the comparison as text that ends with a line break.
-
-    Args:
-        rows: One per configuration.
-        directions: Task -> metric -> whether higher is better; the best mean of a column is set in bold.
-        style: ``"table"`` for a terminal, one column per configuration. The others have one row per configuration:
-            ``"md"``, ``"latex"`` (for the package booktabs), ``"csv"`` (means and deviations in columns of their own).
-    """
-    if style == "csv":
-        return _csv(rows)
-    columns = _columns(rows, directions)
-    latex = style == "latex"
-    bold = {"table": "[bold]{}[/bold]", "md": "**{}**", "latex": r"\textbf{{{}}}"}[style]
-    header = ["run", "seeds", *(_title(column, latex) for column in columns)]
-    body = []
-    for i, row in enumerate(rows):
-        line = [_escape(row.label) if latex else row.label, str(row.runs)]
-        for column in columns:
-            text = _mean_std(column.values[i], column.number, latex)
-            line.append(bold.format(text) if _is_best(i, column) else text)
-        body.append(line)
-    return {"table": _terminal, "md": _markdown, "latex": _latex}[style](header, body)
-
-
-@dataclass(frozen=True)
-class _Column:
-    """A title, its direction, the format of its numbers, and the values of every row."""
-
-    title: str
-    higher_is_better: bool | None
-    number: str
-    values: Sequence[Sequence[float]]
-
-
-def _columns(rows: Sequence[Row], directions: Directions) -> list[_Column]:
-    keys = dict.fromkeys(key for row in rows for key in row.values)
-    columns = [
-        _Column(f"{task}/{metric}", directions.get(task, {}).get(metric), ".4g", [r.values.get(key, ()) for r in rows])
-        for key in keys
-        for task, metric in [key]
-    ]
-    if any(row.delta_m for row in rows):
-        columns.append(_Column("Δm %", True, "+.2f", [row.delta_m for row in rows]))
-    return columns
-
-
-def _title(column: _Column, latex: bool) -> str:
-    if latex:
-        arrow = {True: r" $\uparrow$", False: r" $\downarrow$", None: ""}[column.higher_is_better]
-        return _escape(column.title).replace("Δm", r"$\Delta_m$") + arrow
-    return column.title + {True: " ↑", False: " ↓", None: ""}[column.higher_is_better]
-
-
-def _mean_std(values: Sequence[float], number: str, latex: bool) -> str:
-    if not values:
-        return "-"
-    mean = format(statistics.fmean(values), number)
-    if len(values) == 1:
-        return mean
-    spread = format(statistics.stdev(values), {".4g": ".2g"}.get(number, number.lstrip("+")))
-    return mean + (r" $\pm$ " if latex else " ± ") + spread
-
-
-def _is_best(index: int, column: _Column) -> bool:
-    if column.higher_is_better is None or len(column.values) < 2 or not column.values[index]:
-        return False
-    means = [statistics.fmean(values) for values in column.values if values]
-    best = max(means) if column.higher_is_better else min(means)
-    return statistics.fmean(column.values[index]) == best
-
-
-def _terminal(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    """Return a table on its side: runs are few and metrics many, and a terminal is narrow."""
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table()
-    for i, title in enumerate([header[0], *(escape(line[0]) for line in body)]):
-        table.add_column(title, justify="right" if i else "left", overflow="fold")
-    for i, title in enumerate(header[1:], 1):
-        table.add_row(title, *(line[i] for line in body))
-    on_terminal = sys.stdout.isatty()
-    output = io.StringIO()
-    Console(file=output, force_terminal=on_terminal, width=None if on_terminal else _PIPED_WIDTH).print(table)
-    return output.getvalue()
-
-
-def _markdown(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    lines = [header, [":--", *["--:"] * (len(header) - 1)], *body]
-    return "".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |\n" for line in lines)
-
-
-def _latex(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    rows = [" & ".join(line) + r" \\" for line in body]
-    top = [rf"\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}", r"\toprule", " & ".join(header) + r" \\", r"\midrule"]
-    return "\n".join([*top, *rows, r"\bottomrule", r"\end{tabular}"]) + "\n"
-
-
-def _escape(text: str) -> str:
-    return "".join(rf"\{letter}" if letter in "_%&#$" else letter for letter in text)
-
-
-def _csv(rows: Sequence[Row]) -> str:
-    columns = list(dict.fromkeys(column for row in rows for column in row.values))
-    output = io.StringIO()
-    writer = csv.writer(output, lineterminator="\n")
-    titles = [*(f"{task}/{metric}" for task, metric in columns), "delta_m"]
-    writer.writerow(["run", "seeds", *(f"{title}{part}" for title in titles for part in ("", "_std"))])
-    for row in rows:
-        line: list[Any] = [row.label, row.runs]
-        for values in (*(row.values.get(column, ()) for column in columns), row.delta_m):
-            line.append(statistics.fmean(values) if values else "")
-            line.append(statistics.stdev(values) if len(values) > 1 else "")
-        writer.writerow(line)
-    return output.getvalue()
