@@ -32,9 +32,9 @@ from lightning_mtl.callbacks import (
     module_change,
     select_groups,
 )
-from lightning_mtl.callbacks.continual.replay import count_samples
 from lightning_mtl.callbacks.continual.sensitivity import match_groups
 from lightning_mtl.data import ReservoirBuffer, RingBuffer
+from lightning_mtl.data.continual.buffer import count_samples
 from lightning_mtl.losses import DistillationKL
 from lightning_mtl.nn import MLPEncoder
 from lightning_mtl.tasks import MulticlassClassification

@@ -14,7 +14,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
-from lightning_mtl.callbacks.continual.replay import untouched_buffers
+from lightning_mtl.callbacks.continual.module_side import untouched_buffers
 from lightning_mtl.callbacks.continual.stream import (
     CurrentTask,
     StreamCallback,

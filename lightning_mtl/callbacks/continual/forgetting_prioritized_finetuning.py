@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
-import torch.distributed as dist
 from lightning.fabric.utilities.apply_func import move_data_to_device
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 
-from lightning_mtl.callbacks.continual.replay import (
+from lightning_mtl.callbacks.continual.finetuning import (
+    broadcast,
+    finetuning_steps,
+    own_gradients,
+    running_statistics,
+    scales_gradients,
+)
+from lightning_mtl.callbacks.continual.memory import PredictFn, ReplayCallback
+from lightning_mtl.callbacks.continual.module_side import (
     LossFn,
-    PredictFn,
-    ReplayCallback,
     by_name,
     matching_loss,
     replay_loss,
@@ -45,28 +48,6 @@ from lightning_mtl.callbacks.continual.stream import (
 from lightning_mtl.data.continual.buffer import ReplayBuffer, take
 from lightning_mtl.losses.base import LabelledLoss
 from lightning_mtl.losses.distillation.logit_matching import LogitMatching
-
-
-def finetuning_steps(total_steps: int, k: int) -> list[int]:
-    r"""Return the training steps after which k-FPF finetunes, :math:`\lfloor n\,(i+1)/k \rfloor` for i = 0..k-1.
-
-    Args:
-        total_steps: Number of training steps n.
-        k: How many times to finetune.
-
-    Raises:
-        ValueError: If ``k`` is not positive or larger than the number of steps.
-
-    Example:
-        >>> finetuning_steps(100, 3)
-        [33, 66, 100]
-    """
-    if not 1 <= k <= total_steps:
-        raise ValueError(
-            f"ForgettingPrioritizedFinetuning: k must be 1 to the number of training steps {total_steps}, got {k}; "
-            "lower k or train longer."
-        )
-    return [total_steps * (i + 1) // k for i in range(k)]
 
 
 class ForgettingPrioritizedFinetuning(ReplayCallback):
@@ -350,7 +331,7 @@ class ForgettingPrioritizedFinetuning(ReplayCallback):
                 "filled buffer=."
             )
         groups = self._groups(module)
-        with torch.enable_grad(), _own_gradients(module):
+        with torch.enable_grad(), own_gradients(module):
             if self.groups == "auto":
                 if not self.selected or not self._final:
                     self.scores = self._gradient_scores(trainer, module, groups)
@@ -361,9 +342,9 @@ class ForgettingPrioritizedFinetuning(ReplayCallback):
             chosen = {name for names in groups.values() for name in names}
             parameters = [parameter for name, parameter in module.named_parameters() if name in chosen]
             before = self._buffer_loss(trainer, module)
-            with _running_statistics(module, self.update_running_stats):
+            with running_statistics(module, self.update_running_stats):
                 self._descend(trainer, module, parameters)
-            _broadcast(module, parameters)
+            broadcast(module, parameters)
             after = self._buffer_loss(trainer, module)
         total = sum(parameter.numel() for parameter in module.parameters())
         publish_numbers(
@@ -380,7 +361,7 @@ class ForgettingPrioritizedFinetuning(ReplayCallback):
 
     def _descend(self, trainer: pl.Trainer, module: pl.LightningModule, parameters: list[nn.Parameter]) -> None:
         optimizer = self.optimizer(parameters)
-        scaler = torch.amp.GradScaler(module.device.type, enabled=_scales_gradients(trainer))
+        scaler = torch.amp.GradScaler(module.device.type, enabled=scales_gradients(trainer))
         for step in range(self.steps):
             decay = 0.5 * (1 + math.cos(math.pi * step / self.steps)) if self.schedule == "cosine" else 1.0
             for group in optimizer.param_groups:
@@ -483,42 +464,3 @@ class ForgettingPrioritizedFinetuning(ReplayCallback):
         self._fired = state_dict["fired"]
         self.steps_done = state_dict["steps_done"]
         self.samples_replayed = state_dict["samples_replayed"]
-
-
-@contextmanager
-def _own_gradients(module: nn.Module) -> Iterator[None]:
-    """Put the gradients of all parameters aside."""
-    before = [(parameter, parameter.grad) for parameter in module.parameters()]
-    for parameter, _ in before:
-        parameter.grad = None
-    try:
-        yield
-    finally:
-        for parameter, gradient in before:
-            parameter.grad = gradient
-
-
-@contextmanager
-def _running_statistics(module: nn.Module, update: bool) -> Iterator[None]:
-    """Have layers with running statistics normalise with these and not update them, unless ``update``."""
-    layers = [] if update else [child for child in module.modules() if isinstance(child, _NormBase)]
-    modes = [(layer, layer.training) for layer in layers if layer.track_running_stats]
-    for layer, _ in modes:
-        layer.eval()
-    try:
-        yield
-    finally:
-        for layer, training in modes:
-            layer.training = training
-
-
-def _scales_gradients(trainer: pl.Trainer) -> bool:
-    return getattr(trainer.precision_plugin, "scaler", None) is not None
-
-
-def _broadcast(module: nn.Module, parameters: list[nn.Parameter]) -> None:
-    """Give all processes the first one's result."""
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        with torch.no_grad():
-            for tensor in (*parameters, *module.buffers()):
-                dist.broadcast(tensor.data, src=0)
