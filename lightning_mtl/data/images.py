@@ -30,7 +30,8 @@ def decode_image(owner: str, path: Path, modes: Sequence[str] = ("RGB",), expect
     """
     try:
         with Image.open(path) as image:
-            decoded = image.convert("RGB") if "RGB" in modes else image
+            convert = "RGB" in modes and image.mode != "RGB"  # Pillow copies even where there is nothing to convert
+            decoded = image.convert("RGB") if convert else image
             pixels, mode = torch.from_numpy(np.array(decoded)), decoded.mode
     except (OSError, SyntaxError, ValueError) as error:
         raise DataFileError.of(owner, path, f"must be a readable image, got: {error}", "copy it again") from error

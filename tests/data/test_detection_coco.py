@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from tests.data.detection_trees import (
     write_roboflow,
     write_undivided,
 )
+from tests.data.trees import fingerprint
 
 LAYOUTS = {"coco": write_coco, "roboflow": write_roboflow}
 
@@ -542,3 +544,36 @@ def test_chess_pieces_have_a_colour_and_a_kind() -> None:
     for task, position in (("colour", 0), ("kind", 1)):
         labels = data.datasets["train"].tables[task].labels[records.category].tolist()
         assert [data.class_names[task][label - 1] for label in labels] == [name.split("-")[position] for name in names]
+
+
+# Loading
+
+
+def test_a_stopped_epoch_goes_on_with_the_next_batch_and_its_augmentation(tmp_path: Path) -> None:
+    root = write_coco(tmp_path)
+
+    def loader() -> Any:
+        data = module(root, size=(30, 30), augment=True)
+        data.setup("fit")
+        return data.train_dataloader()
+
+    whole = loader()
+    first_epoch = [fingerprint(batch) for batch in whole]
+    whole.sampler.set_epoch(1)
+    second_epoch = [fingerprint(batch) for batch in whole]
+    assert sorted(map(str, first_epoch)) != sorted(map(str, second_epoch))
+    stopped = loader()
+    stopped.sampler.set_epoch(1)
+    iterator = iter(stopped)
+    before = [fingerprint(next(iterator)) for _ in range(2)]
+    resumed = loader()
+    resumed.load_state_dict(stopped.state_dict())
+    assert before + [fingerprint(batch) for batch in resumed] == second_epoch
+
+
+def test_a_data_set_can_be_sent_to_another_process(tmp_path: Path) -> None:
+    data = module(write(tmp_path, masks), tasks=["boxes", "segmentation"], augment=True)
+    data.setup("fit")
+    dataset = data.datasets["train"]
+    copy = pickle.loads(pickle.dumps(dataset))
+    assert fingerprint(copy[0]) == fingerprint(dataset[0])
