@@ -179,9 +179,9 @@ class DiffusionTaskModule(MultiTaskModule):
         seed = mix_seed(int(torch.randint(2**62, ())) if seed is None else seed, self.global_rank)
         timesteps, counts = self._draw_timesteps(len(inputs), Generator().manual_seed(seed))
         timesteps = timesteps.to(inputs.device)
-        # float32 numbers whatever the precision, as a generator's stream differs by type
-        noise = torch.randn(inputs.shape, generator=Generator(inputs.device).manual_seed(seed), device=inputs.device)
-        noise = noise.to(inputs.dtype)
+        # another stream than that of the timesteps; float32 whatever the precision, as the numbers differ by type
+        stream = Generator(inputs.device).manual_seed(mix_seed(seed, 1))
+        noise = torch.randn(inputs.shape, generator=stream, device=inputs.device).to(inputs.dtype)
         noisy = NoisySamples(self.schedule.add_noise(inputs, noise, timesteps), timesteps, counts, labels, average)
         return noisy, dict(zip(counts, torch.split(noise, list(counts.values())), strict=True))
 

@@ -119,6 +119,16 @@ def test_draws_follow_the_global_seed() -> None:
     assert not first.equal(second)
 
 
+def test_timesteps_tell_nothing_about_the_noise() -> None:
+    module = make_diffusion(clusters=[[0, 19]])
+    noisy, noise = zip(*(module.noisy_batch(torch.zeros(4, 1), seed=seed) for seed in range(1000)), strict=True)
+    timesteps = torch.stack([batch.timesteps for batch in noisy]).double()
+    numbers = torch.stack([batch["t[0-19]"].flatten() for batch in noisy]).double()
+    for function in (torch.clone, torch.square):
+        cosines = torch.corrcoef(torch.cat([timesteps, function(numbers)], 1).T)[:4, 4:]
+        assert cosines.abs().max() < 4 / 1000**0.5  # four standard deviations of what independence gives
+
+
 @pytest.mark.parametrize("factors", ["equal", "length"])
 def test_losses_are_means_over_the_samples_of_a_cluster_times_its_factor(factors: str) -> None:
     module = make_diffusion(factors=factors)
