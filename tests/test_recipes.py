@@ -10,6 +10,7 @@ import pytest
 
 from lightning_mtl.cli import main
 from tests.data.dense_trees import write_cityscapes_mtan, write_folder, write_pascal_context, write_taskonomy
+from tests.data.trees import write_acdc_tree
 
 ROOT = Path(__file__).parents[1] / "recipes"
 RECIPES = sorted(ROOT.rglob("*.yaml"))
@@ -29,6 +30,7 @@ WRITTEN: dict[str, Callable[[Path, tuple[int, int]], Path]] = {
     "PascalContextDataModule": write_pascal_context,
     "TaskonomyDataModule": write_taskonomy,
     "DenseFolderDataModule": write_folder,
+    "ACDCDataModule": lambda root, size: write_acdc_tree(root, size=size),
 }  # small stand-ins in the encodings of the data sets
 
 

@@ -60,15 +60,17 @@ def write_mtan_tree(root: Path, train: int = 12, val: int = 4) -> Path:
     return root
 
 
-def write_acdc_tree(root: Path, train: int = 12, val: int = 4, conditions: Sequence[str] = ("night",)) -> Path:
+def write_acdc_tree(
+    root: Path, train: int = 12, val: int = 4, conditions: Sequence[str] = ("night",), size: tuple[int, int] = SIZE
+) -> Path:
     generator = np.random.default_rng(0)
     classes = np.array([*range(19), 255], dtype=np.uint8)
     for condition in conditions:
         for part, count in (("train", train), ("val", val)):
             for index in range(count):
                 sequence = f"GOPR{351 + index // 8:04d}"
-                image = generator.integers(0, 60, (*SIZE, 3), dtype=np.uint8)
-                labels = classes[generator.integers(0, 20, SIZE)]
+                image = generator.integers(0, 60, (*size, 3), dtype=np.uint8)
+                labels = classes[generator.integers(0, 20, size)]
                 for kind, ending, pixels in (("rgb_anon", "rgb_anon", image), ("gt", "gt_labelTrainIds", labels)):
                     folder = root / kind / condition / part / sequence
                     folder.mkdir(parents=True, exist_ok=True)
