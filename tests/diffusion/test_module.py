@@ -121,9 +121,9 @@ def test_draws_follow_the_global_seed() -> None:
 
 def test_timesteps_tell_nothing_about_the_noise() -> None:
     module = make_diffusion(clusters=[[0, 19]])
-    noisy, noise = zip(*(module.noisy_batch(torch.zeros(4, 1), seed=seed) for seed in range(1000)), strict=True)
-    timesteps = torch.stack([batch.timesteps for batch in noisy]).double()
-    numbers = torch.stack([batch["t[0-19]"].flatten() for batch in noisy]).double()
+    draws = [module.noisy_batch(torch.zeros(4, 1), seed=seed) for seed in range(1000)]
+    timesteps = torch.stack([noisy.timesteps for noisy, _ in draws]).double()
+    numbers = torch.stack([noise["t[0-19]"].flatten() for _, noise in draws]).double()
     for function in (torch.clone, torch.square):
         cosines = torch.corrcoef(torch.cat([timesteps, function(numbers)], 1).T)[:4, 4:]
         assert cosines.abs().max() < 4 / 1000**0.5  # four standard deviations of what independence gives
