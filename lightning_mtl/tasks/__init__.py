@@ -8,7 +8,7 @@ from lightning_mtl.tasks.classification import (
 )
 from lightning_mtl.tasks.dense_regression import DenseRegression
 from lightning_mtl.tasks.depth import Depth
-from lightning_mtl.tasks.detection import FCOS, DetectionTask, RetinaNet
+from lightning_mtl.tasks.detection import FCOS, DetectionTask, FasterRCNN, RetinaNet
 from lightning_mtl.tasks.edges import Edges, Saliency
 from lightning_mtl.tasks.normals import SurfaceNormals
 from lightning_mtl.tasks.ordinal import OrdinalClassification
@@ -22,6 +22,7 @@ __all__ = [
     "Depth",
     "DetectionTask",
     "Edges",
+    "FasterRCNN",
     "MulticlassClassification",
     "MultilabelClassification",
     "OrdinalClassification",

@@ -204,7 +204,8 @@ def features(spec: FeatureSpec, batch: int, size: int = 64) -> torch.Tensor | li
     ]
 
 
-# FCOSHead, RetinaNetHead, FeaturePyramid and BoxPredictions: several tensors, tested in test_detection_heads.py.
+# FCOSHead, RetinaNetHead, FeaturePyramid and BoxPredictions: several tensors, tested in test_detection_heads.py;
+# FasterRCNNHead and ProposalPredictions with their task in tests/tasks/test_faster_rcnn.py.
 
 # TinyDecoder reads tokens and is tested in test_tiny_decoder.py; QKNormMultiheadAttention and QKNormLinear in
 # test_qk_norm.py.

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_mtl.nn import FCOSHead, RetinaNetHead
+from lightning_mtl.nn import FasterRCNNHead, FCOSHead, RetinaNetHead
 from lightning_mtl.tasks import (
     FCOS,
     BinaryClassification,
@@ -213,6 +213,16 @@ class DetectionCase:
 
 FCOS_HEAD = functools.partial(FCOSHead, pyramid_channels=32, extra_levels=0, num_convs=1)
 RETINANET_HEAD = functools.partial(RetinaNetHead, pyramid_channels=8, extra_levels=0, anchor_scale=2.0)
+FASTER_RCNN_HEAD = functools.partial(  # of FasterRCNN, whose first stage alone runs in forward: test_faster_rcnn.py
+    FasterRCNNHead,
+    pyramid_channels=8,
+    min_stride=8,
+    anchor_scale=4.0,
+    box_channels=16,
+    roi_size=3,
+    proposals_train=100,
+    proposals_eval=100,
+)
 
 DETECTION = [
     DetectionCase("FCOS", lambda: FCOS(3, head=FCOS_HEAD), ("box", "centerness", "classification")),

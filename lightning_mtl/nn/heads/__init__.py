@@ -2,7 +2,14 @@
 
 from lightning_mtl.nn.heads.conv import ConvHead
 from lightning_mtl.nn.heads.deeplabv3plus import DeepLabV3PlusHead
-from lightning_mtl.nn.heads.detection import BoxPredictions, FCOSHead, FeaturePyramid, RetinaNetHead
+from lightning_mtl.nn.heads.detection import (
+    BoxPredictions,
+    FasterRCNNHead,
+    FCOSHead,
+    FeaturePyramid,
+    ProposalPredictions,
+    RetinaNetHead,
+)
 from lightning_mtl.nn.heads.fpn import FPNHead
 from lightning_mtl.nn.heads.linear import LinearHead, MLPHead
 from lightning_mtl.nn.heads.pooled import PooledHead
@@ -14,10 +21,12 @@ __all__ = [
     "DeepLabV3PlusHead",
     "FCOSHead",
     "FPNHead",
+    "FasterRCNNHead",
     "FeaturePyramid",
     "LinearHead",
     "MLPHead",
     "PooledHead",
+    "ProposalPredictions",
     "RetinaNetHead",
     "UNetHead",
 ]

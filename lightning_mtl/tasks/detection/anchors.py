@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lightning_mtl.nn import BoxPredictions
 from lightning_mtl.tasks.base import HeadCallable
 from lightning_mtl.tasks.detection.base import Detections, DetectionTask
-from lightning_mtl.tasks.detection.targets import BoxTarget
+from lightning_mtl.tasks.detection.targets import BoxTarget, centre_inside
 from lightning_mtl.tasks.supervised import in_float32
 
 BACKGROUND, IGNORED = -1, -2
@@ -167,8 +167,7 @@ class AnchorDetection(DetectionTask):
                 row.copy_(torch.where(matched, target.labels[index.clamp(min=0)], index))
                 boxes.append(target.boxes[index[matched]])
             if len(target.crowds):
-                centre = (anchors[:, None, :2] + anchors[:, None, 2:]) / 2
-                inside = ((centre > target.crowds[:, :2]) & (centre < target.crowds[:, 2:])).all(2).any(1)
+                inside = centre_inside(anchors, target.crowds)
                 row.masked_fill_((row == BACKGROUND) & inside, IGNORED)
         return classes, torch.cat(boxes)
 

@@ -23,6 +23,12 @@ class BoxTarget(NamedTuple):
     crowds: Tensor
 
 
+def centre_inside(boxes: Tensor, regions: Tensor) -> Tensor:
+    """Return which boxes ``(n, 4)`` have their centre inside of some region ``(m, 4)``, ``(n,)``."""
+    centre = (boxes[:, None, :2] + boxes[:, None, 2:]) / 2
+    return ((centre > regions[:, :2]) & (centre < regions[:, 2:])).all(2).any(1)
+
+
 class TargetCheck:
     """Refuse wrong targets with a message that says where, and sort out the crowds of right ones.
 

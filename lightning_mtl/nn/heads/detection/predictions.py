@@ -23,3 +23,23 @@ class BoxPredictions(NamedTuple):
     centerness: Tensor | None
     anchors: tuple[Tensor, ...]
     size: tuple[int, int]
+
+
+class ProposalPredictions(NamedTuple):
+    """Raw predictions of the first stage of a two-stage detector.
+
+    Attributes:
+        levels: The feature pyramid that the second stage reads, from the finest level to the coarsest.
+        objectness: Logits of there being an object at each of N anchors ``(B, N)``.
+        deltas: Codes of the boxes relative to the anchors ``(B, N, 4)``.
+        anchors: Anchors of each level ``(N_l, 4)`` in pixels, float32.
+        proposals: Boxes of every image ``(n, 4)`` that the second stage is to judge, in pixels, without gradient.
+        size: Height and width of the batched image in pixels.
+    """
+
+    levels: tuple[Tensor, ...]
+    objectness: Tensor
+    deltas: Tensor
+    anchors: tuple[Tensor, ...]
+    proposals: tuple[Tensor, ...]
+    size: tuple[int, int]
