@@ -54,7 +54,7 @@ class ByHand(Dataset):
     def __getitem__(self, index: int) -> tuple[Tensor, dict[str, Tensor]]:
         files = self.frames[index]
         image = tv_tensors.Image(Image.open(files["image"]).convert("RGB"))
-        labels = torch.from_numpy(np.array(Image.open(files["labels"])))[None].long() - 1
+        labels = torch.from_numpy(np.array(Image.open(files["segmentation"])))[None].long() - 1
         depth = torch.from_numpy(np.array(Image.open(files["depth"])).astype(np.float32))[None] / 1000
         normals = torch.from_numpy(np.array(Image.open(files["normals"]).convert("RGB"))).permute(2, 0, 1)
         invalid = (normals == 127).all(0, keepdim=True)
