@@ -77,6 +77,11 @@ def test_labels_are_contiguous_over_all_categories_of_the_file(tmp_path: Path) -
     assert data.num_classes == {"boxes": 4}
 
 
+def test_the_area_is_that_of_the_box_where_the_file_has_none(tmp_path: Path) -> None:
+    _, targets = first(write(tmp_path, lambda data: data["annotations"][1].pop("area")))
+    assert targets["boxes"]["area"].tolist() == pytest.approx([48, 60, 168])
+
+
 def test_an_image_without_objects_is_kept(tmp_path: Path) -> None:
     data = module(write(tmp_path))
     data.setup("fit")
@@ -226,6 +231,7 @@ INVALID = {
     "zero area": (replace(1, bbox=[12, 4, 6, 0]), "zero width or height"),
     "outside": (replace(1, bbox=[40, 4, 6, 10]), "must lie in its image"),
     "area": (replace(1, area=-1), "finite area of at least 0"),
+    "no area": (replace(1, area=None), "finite area of at least 0"),
 }
 
 

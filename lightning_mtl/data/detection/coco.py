@@ -197,7 +197,8 @@ def read_coco(
     position_of = {category["id"]: position for position, category in enumerate(categories)}
     ids = np.array([annotation["id"] for annotation in annotations], dtype=np.int64)
     boxes = np.array([_numbers(owner, path, a["id"], a["bbox"]) for a in annotations], dtype=np.float64).reshape(-1, 4)
-    area = np.array([a.get("area", a["bbox"][2] * a["bbox"][3]) for a in annotations], dtype=np.float64)
+    areas = (a.get("area", a["bbox"][2] * a["bbox"][3]) for a in annotations)
+    area = np.array([value if type(value) in (int, float) else np.nan for value in areas], dtype=np.float64)
     return Records.checked(
         owner,
         path,
