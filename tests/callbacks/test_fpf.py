@@ -46,6 +46,11 @@ NORM_AND_HEAD = ["norm", "head"]
 STEPS = 36  # of the stream: 3 tasks x 2 epochs x 6 batches
 
 
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # the accuracy matrix is written where there is no logger, too
+
+
 def FPF(size: int = 20, **options: Any) -> ForgettingPrioritizedFinetuning:  # noqa: N802
     return ForgettingPrioritizedFinetuning(**{"buffer": ReservoirBuffer(size), "steps": 4, **options})
 
