@@ -225,7 +225,8 @@ def described(
     tasks: Sequence[str], matrix: Tensor, grouping: TaskGrouping, measure: str, alone: Sequence[float] | None
 ) -> str:
     """Return the groups as text, with the mean affinity of the group onto every task."""
-    lines = [f"{measure} affinity of {len(tasks)} tasks; sum over the tasks: {_number(grouping.score)}"]
+    total = f"; sum over the tasks: {_number(grouping.score)}" if math.isfinite(grouping.score) else ""
+    lines = [f"{measure} affinity of {len(tasks)} tasks{total}"]
     for number, (members, served) in enumerate(zip(grouping.groups, grouping.serves, strict=True), 1):
         onto = affinities_onto(matrix, members, alone)
         lines.append(f"group {number}: train {', '.join(tasks[j] for j in members)}")

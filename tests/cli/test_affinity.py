@@ -225,6 +225,7 @@ def test_spectral_groups_cover_every_task_once(tmp_path: Path, capsys: pytest.Ca
     printed = affinity(capsys, tmp_path, "--budget", 2, "--method", "spectral", "--no-recipes")
     assert "group 1: train a, b\n" in printed
     assert "group 2: train c\n  for c (alone)" in printed
+    assert printed.startswith("lookahead affinity of 3 tasks\n")
 
 
 def test_a_measure_can_be_chosen_and_lookahead_goes_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -48,7 +48,8 @@ def draw_affinities(tasks: Sequence[str], matrices: Mapping[str, Tensor]) -> Fig
         axes.set_ylabel("step on" if lookahead else "")
         if count <= _NUMBERS_UP_TO:
             _write(axes, shown, limit)
-        figure.colorbar(image, ax=axes, shrink=0.8)
+        beyond = bool((shown.abs() > limit).any())  # a task's affinity onto itself is often far larger
+        figure.colorbar(image, ax=axes, shrink=0.8, extend="both" if lookahead and beyond else "neither")
     return figure
 
 
