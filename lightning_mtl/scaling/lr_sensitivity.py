@@ -162,6 +162,7 @@ class LRSensitivityResult:
             colours = [line.get_color() for line in left.get_lines()]
             right.bar_label(right.bar(self.scales, values, width=0.6, color=colours), fmt="%.2f")
             right.set_xlabel("scale")
+            right.margins(y=0.1)
         return figure
 
     def _initial(self, row: Mapping[str, Any]) -> float:
