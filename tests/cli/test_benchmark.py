@@ -83,9 +83,9 @@ def write_config(folder: Path, change: Callable[[dict[str, Any]], Any] = lambda 
     return file
 
 
-def words(config: Path, out: Path, balancers: str = "equal dwa", seeds: str = "0 1", *more: str) -> list[str]:
+def words(config: Path, out: Path, balancers: str = "equal dwa", seeds: str = "0 1", more: str = "") -> list[str]:
     arguments = ["--config", str(config), "--balancers", *balancers.split(), "--seeds", *seeds.split()]
-    return ["benchmark", *arguments, "--out", str(out), *more]
+    return ["benchmark", *arguments, "--out", str(out), *more.split()]
 
 
 def read(file: Path) -> Any:
@@ -231,9 +231,7 @@ def test_other_settings_of_the_recipe_are_named(
     message = refused([*words(config, copied), "--model.optimizer.init_args.lr", "0.2"], capsys)
     assert "belongs to another benchmark" in message
     assert "model.init_args.optimizer.init_args.lr: 0.1 there, 0.2 now" in message
-    assert "select: 'loss' there, 'last' now" in refused(
-        words(config, copied, "equal", "0", "--select", "last"), capsys
-    )
+    assert "select: 'loss' there, 'last' now" in refused(words(config, copied, "equal", "0", "--select last"), capsys)
     assert here.trained == []
 
 
@@ -249,25 +247,23 @@ def test_other_settings_of_a_finished_run_are_named(
 
 
 def test_a_failed_run_is_reported_and_done_again(
-    tmp_path: Path, here: Here, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    copied: Path, tmp_path: Path, here: Here, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config, out = write_config(tmp_path, lambda c: c["trainer"].update(max_epochs=1)), tmp_path / "out"
-    arguments = words(config, out, "tests.cli.benchmark_toys.Crashing equal", "0")
+    arguments = words(write_config(tmp_path), copied, "tests.cli.benchmark_toys.Crashing dwa:temperature=3.0", "0")
     monkeypatch.setenv(CRASH, "1")
     assert main(arguments) == 1
-    assert len(here.trained) == 4, "a failed run must not keep the others from their turn"
+    assert here.trained == ["Crashing, seed 0", "DWA(temperature=3.0), seed 0"]
     assert "FAILED, RuntimeError: the crash of a test" in capsys.readouterr().out
-    assert "| Crashing | 0 | - |" in (out / "table.md").read_text()
-    assert "- FAILED: Crashing, seed 0: RuntimeError: the crash of a test" in (out / "table.md").read_text()
-    assert [run["status"] for run in read(out / "benchmark.json")["runs"]] == [
-        *["finished"] * 2,
-        "failed",
-        "finished",
-    ]
+    table = (copied / "table.md").read_text()
+    assert "| Crashing | 0 | - |" in table
+    assert "- FAILED: Crashing, seed 0: RuntimeError: the crash of a test" in table
+    runs = read(copied / "benchmark.json")["runs"]
+    assert [run["status"] for run in runs] == ["finished", "finished", "failed", "finished"]
     monkeypatch.delenv(CRASH)
     here.trained.clear()
     assert main(arguments) == 0
     assert here.trained == ["Crashing, seed 0"]
+    assert "FAILED" not in (copied / "table.md").read_text()
 
 
 def test_a_killed_run_continues_and_ends_with_the_same_numbers(whole: Path, tmp_path: Path, here: Here) -> None:
@@ -281,7 +277,7 @@ def test_a_killed_run_continues_and_ends_with_the_same_numbers(whole: Path, tmp_
         stdout=subprocess.DEVNULL,
     )
     last = out / "DWA" / "seed=0" / "checkpoints" / "last.ckpt"
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 400
     while not last.is_file() and time.monotonic() < deadline:
         assert process.poll() is None, "the benchmark ended before it could be killed"
         time.sleep(0.01)
@@ -302,7 +298,7 @@ def test_a_killed_run_continues_and_ends_with_the_same_numbers(whole: Path, tmp_
 # ---------------------------------------------------------------------- options
 def test_the_checkpoint_may_be_chosen_by_validation_changes(tmp_path: Path, here: Here) -> None:
     out = tmp_path / "out"
-    assert main(words(write_config(tmp_path), out, "equal", "3", "--select", "delta_m", "--metrics", "*/mae")) == 0
+    assert main(words(write_config(tmp_path), out, "equal", "3", "--select delta_m --metrics */mae")) == 0
     report = read(out / "EqualWeighting" / "seed=3" / "metrics.json")
     assert report["best"]["monitor"] == "val/delta_m"
     assert report["best"]["delta_m"] == pytest.approx(report["best"]["score"])
@@ -314,25 +310,47 @@ def test_the_checkpoint_may_be_chosen_by_validation_changes(tmp_path: Path, here
 
 def test_the_last_epoch_may_be_tested_and_the_data_seeded(tmp_path: Path, here: Here) -> None:
     out = tmp_path / "out"
-    config = write_config(tmp_path, lambda c: c["data"]["init_args"].update(val_split="test"))
-    assert main(words(config, out, "dwa:temperature=1.5", "4", "--select", "last", "--seed-data")) == 0
+
+    def change(config: dict[str, Any]) -> None:
+        config["data"]["init_args"]["val_split"] = "test"
+        config["trainer"]["max_epochs"] = 2
+
+    config = write_config(tmp_path, change)
+    assert main(words(config, out, "dwa:temperature=1.5", "4", "--select last --seed-data")) == 0
     folder = out / "DWA_temperature=1.5" / "seed=4"
     written = yaml.safe_load((folder / "config.yaml").read_text())
     assert written["data"]["init_args"]["seed"] == 4
     assert written["model"]["init_args"]["balancer"]["init_args"]["temperature"] == 1.5
     (run,) = [run for run in read(out / "benchmark.json")["runs"] if run["run"] == "DWA(temperature=1.5)"]
-    assert run["selected"]["epoch"] == 3
-    assert torch.load(folder / "checkpoints" / "last.ckpt", weights_only=False)["epoch"] == 3
+    assert run["selected"]["epoch"] == 1
+    assert torch.load(folder / "checkpoints" / "last.ckpt", weights_only=False)["epoch"] == 1
 
 
-def test_data_that_always_give_all_targets_serve_a_task_alone(tmp_path: Path, here: Here) -> None:
-    def change(config: dict[str, Any]) -> None:
-        config["data"] = {"class_path": "tests.cli.toy_data.TableData"}
-        config["trainer"]["max_epochs"] = 1
-        config["model"]["init_args"]["tasks"]["age"] = {"class_path": "lightning_mtl.tasks.Regression"}
+def test_data_that_always_give_all_targets_serve_a_task_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {}
 
-    assert main(words(write_config(tmp_path, change), tmp_path / "out", "equal", "0")) == 0
-    assert len(here.trained) == 4
+    def look(run: PlannedRun) -> str | None:
+        config = yaml.safe_load((run.folder / "config.yaml").read_text())
+        found[run.task] = [entry["class_path"].rpartition(".")[2] for entry in config["trainer"]["callbacks"]]
+        return "not trained"
+
+    monkeypatch.setattr(command, "in_own_process", look)
+    data = {"class_path": "tests.cli.toy_data.TableData"}
+    assert main(words(write_config(tmp_path, lambda c: c.update(data=data)), tmp_path / "out", "equal", "0")) == 1
+    own = ["StepTime", "ModelCheckpoint", "ModelCheckpoint"]
+    assert found == {"size": ["OnlyTasks", *own], "kind": ["OnlyTasks", *own], None: own}
+
+
+def test_an_interruption_says_how_to_go_on(
+    copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(run: PlannedRun) -> str | None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "in_own_process", interrupted)
+    assert main(words(write_config(tmp_path), copied, "equal", "0 5")) == 130
+    assert "Give the same command again" in capsys.readouterr().out
+    assert not (copied / "single-size" / "seed=5" / "failed.json").exists()
 
 
 # ---------------------------------------------------------------------- refusals
@@ -355,6 +373,7 @@ def test_data_that_always_give_all_targets_serve_a_task_alone(tmp_path: Path, he
             "the tasks must be a mapping in model.init_args.tasks",
         ),
         (lambda c: c["trainer"].update(fast_dev_run=True), {}, "trainer.fast_dev_run must be false"),
+        (None, {"more": "--storage sqlite:///a.db --select delta_m"}, "--storage and --select delta_m exclude"),
         (
             lambda c: c["data"]["init_args"].update(val_split="test"),
             {},
@@ -370,6 +389,7 @@ def test_data_that_always_give_all_targets_serve_a_task_alone(tmp_path: Path, he
         "one task",
         "no tasks",
         "fast_dev_run",
+        "delta_m on several machines",
         "validation is test",
     ],
 )

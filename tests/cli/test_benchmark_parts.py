@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -181,13 +182,24 @@ def test_a_baseline_is_never_the_best_of_a_column() -> None:
     assert lines[2:] == ["| alone | 1 | 0.1 |", "| x | 1 | 0.3 |", "| y | 1 | **0.2** |"]
 
 
-def test_a_process_that_fails_leaves_its_last_words(tmp_path: Path) -> None:
-    run = PlannedRun("DWA", 0, tmp_path, "loss", {})
-    (tmp_path / "config.yaml").write_text("model: {class_path: nothing.Here}\n")
-    error = in_own_process(run)
-    assert error is not None
-    assert error.startswith("exit status 2: ")
-    assert "nothing" in (tmp_path / "log.txt").read_text()
+@pytest.mark.parametrize(
+    ("script", "error"),
+    [
+        ("echo Traceback; echo ValueError: too wide; exit 3", "exit status 3: ValueError: too wide"),
+        ("exit 1", "exit status 1: no message"),
+        ("kill -9 $$", "ended by signal SIGKILL"),
+        ("echo all is well", None),
+    ],
+)
+def test_a_process_that_fails_leaves_its_last_words(
+    script: str, error: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "python"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    (tmp_path / "log.txt").write_text("KeyError: of an earlier attempt\n")
+    assert in_own_process(PlannedRun("DWA", 0, tmp_path, "loss", {})) == error
 
 
 # ---------------------------------------------------------------------- several machines
@@ -244,3 +256,9 @@ def test_a_run_of_another_machine_is_left_to_it(storage: str, tmp_path: Path) ->
     assert ("DWA, seed 0", "PRUNED") in trials(storage)
     assert "DWA, seed 0: still held by another process" in said[-1]
     assert outcome(runs[1]).status == "open"
+
+
+@pytest.mark.parametrize("address", ["runs.db", "sqlite:////nowhere/at/all/runs.db"])
+def test_an_address_of_no_database_is_refused(address: str, storage: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"--storage: .* cannot be used as a database"):
+        through_storage(planned(tmp_path), trainer_of([]), lambda message: None, address, "study")

@@ -15,7 +15,6 @@ from lightning_mtl.cli.benchmark.execution import check_folders, in_own_process,
 from lightning_mtl.cli.benchmark.methods import Method, read_methods
 from lightning_mtl.cli.benchmark.plan import (
     SELECTIONS,
-    Config,
     PlannedRun,
     base_config,
     differences,
@@ -25,6 +24,7 @@ from lightning_mtl.cli.benchmark.plan import (
 from lightning_mtl.cli.benchmark.report import RECORD, summarize, write_record, write_tables
 from lightning_mtl.cli.benchmark.spread import through_storage
 from lightning_mtl.cli.tables import render, select
+from lightning_mtl.cli.task_subset import Config
 
 _DESCRIPTION = """\
 Train one recipe with several balancers and seeds, and every task alone for comparison, and write the tables.
@@ -52,7 +52,7 @@ def main(args: Sequence[str]) -> int:
         args: Words of the command line behind ``benchmark``.
 
     Returns:
-        Exit status: 0 if no run failed, otherwise 1.
+        Exit status: 0 if no run failed, otherwise 1; 130 after an interruption from the keyboard.
 
     Raises:
         SystemExit: With status 2 and one message, if an option, a configuration or the folder does not fit.
@@ -74,6 +74,9 @@ def main(args: Sequence[str]) -> int:
             through_storage(runs, in_own_process, _say, options.storage, name)
     except (ValueError, OSError, ModuleNotFoundError) as error:
         parser.error(str(error).removeprefix("benchmark: "))
+    except KeyboardInterrupt:
+        print("Interrupted. Give the same command again to go on.")
+        return 130
     outcomes = [outcome(run) for run in runs]
     write_record(out, command, base, outcomes, previous)
     summary = summarize(outcomes)

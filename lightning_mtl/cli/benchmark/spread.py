@@ -37,19 +37,24 @@ def through_storage(
 
     Raises:
         ModuleNotFoundError: If Optuna is not installed.
+        ValueError: If there is no such database.
     """
     try:
         import optuna
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("benchmark: --storage needs `pip install lightning-mtl[sweeps]`.") from error
     from optuna.trial import TrialState
+    from sqlalchemy.exc import SQLAlchemyError
 
     planned = {run.name: run for run in runs}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # heartbeats, experimental since 2.7
-        database = optuna.storages.RDBStorage(
-            storage, heartbeat_interval=_HEARTBEAT, heartbeat_stale_trial_callback=_requeue
-        )
+        try:
+            database = optuna.storages.RDBStorage(
+                storage, heartbeat_interval=_HEARTBEAT, heartbeat_stale_trial_callback=_requeue
+            )
+        except (SQLAlchemyError, ImportError) as error:
+            raise ValueError(f"--storage: {storage!r} cannot be used as a database ({error}).") from error
         study = optuna.create_study(storage=database, study_name=study_name, load_if_exists=True)
         optuna.storages.fail_stale_trials(study)
     taken = {
