@@ -114,6 +114,7 @@ RUNS: dict[str, tuple[Callable[[], Any], Any, dict[str, Any], dict[str, Any]]] =
     "bf16": (Foreign, pl, {"precision": "bf16-mixed"}, {}),
     "bf16, looks too": (Foreign, pl, {"precision": "bf16-mixed"}, {"mixed_precision": True}),
     "double": (Foreign, pl, {"precision": "64-true"}, {}),
+    "parameters in bf16": (Foreign, pl, {"precision": "bf16-true"}, {}),
     "compiled": (compiled, pl, {}, {}),
 }
 
@@ -127,7 +128,8 @@ def test_weights_buffers_and_random_numbers_are_those_of_a_run_without_it(name: 
     for watched in (False, True):
         torch.manual_seed(1)
         module = make()
-        watcher = watch(measures=["cosine", "lookahead", "mean_cosine"], probe=[*data()], per_layer=True, **options)
+        probe = [Table(dtype=torch.get_default_dtype()).batch(slice(0, 8))]
+        watcher = watch(measures=["cosine", "lookahead", "mean_cosine"], probe=probe, per_layer=True, **options)
         trainer = package.Trainer(
             accelerator="cpu",
             logger=False,

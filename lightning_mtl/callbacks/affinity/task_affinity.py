@@ -221,11 +221,13 @@ class TaskAffinity(Callback):
     ) -> None:
         """Take a look before a step that is due."""
         step = trainer.global_step + 1
+        batch_is_due = set(self.measures) != {"mean_cosine"} and self._is_due("batch", step, self.every_n_steps)
+        probe_is_due = "mean_cosine" in self.measures and self._is_due("probe", step, self.probe_every_n_steps)
         found: dict[Measure, tuple[list[str], dict[str, Tensor]]] = {}
-        with isolate_rng():
-            if set(self.measures) - {"mean_cosine"} and self._is_due("batch", step, self.every_n_steps):
-                found |= self._look_at_batch(trainer, pl_module, batch, step)
-            if "mean_cosine" in self.measures and self._is_due("probe", step, self.probe_every_n_steps):
+        if batch_is_due:
+            found |= self._look_at_batch(trainer, pl_module, batch, step)
+        if probe_is_due:
+            with isolate_rng():  # which a DataLoader draws from
                 found |= self._look_at_probe(trainer, pl_module, step)
         for measure, (tasks, layers) in found.items():
             self.tasks += [task for task in tasks if task not in self.tasks]
