@@ -9,11 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from lightning_mtl.data import CocoDetectionDataModule, DataFileError, DatasetNotFoundError
+from lightning_mtl.data.detection.masks import run_lengths
 from tests.data.detection_trees import (
     HEIGHT,
     NAMES,
@@ -428,7 +430,15 @@ def test_the_smaller_object_lies_on_the_larger(tmp_path: Path) -> None:
     [
         ([[1, 2, 3, 4]], "polygons must be lists of at least three x, y pairs"),
         ({"size": [2, 2], "counts": [4]}, r"size must be that of the image, \[24, 32\], got \[2, 2\]"),
-        ({"size": [HEIGHT, WIDTH], "counts": [4]}, "run lengths must sum to 768, got 4"),
+        ({"size": [HEIGHT, WIDTH], "counts": [4]}, "run lengths must be positive and sum to 768, got 4"),
+        ({"size": [HEIGHT, WIDTH], "counts": [-4, 772]}, "run lengths must be positive"),
+        ({"size": [HEIGHT, WIDTH], "counts": "04"}, "run lengths must be positive and sum to 768, got 4"),
+        ({"size": [HEIGHT, WIDTH], "counts": "zz~"}, "run lengths must be a list of whole numbers or COCO's"),
+        ({"size": [HEIGHT, WIDTH], "counts": "h"}, "run lengths must be a list of whole numbers or COCO's"),
+        ({"size": [HEIGHT, WIDTH], "counts": "hhhhhhhhhhh0"}, "run lengths must have at most 35 bits"),
+        ({"size": [HEIGHT, WIDTH], "counts": 7}, "run lengths must be a list of whole numbers or COCO's"),
+        ([[float("nan"), 2, 3, 4, 5, 6]], "polygons must be finite and lie around their image"),
+        ([[1, 2, 3, 4, 5, 1e9]], "polygons must be finite and lie around their image"),
         ("mask", "must be polygons or run lengths, got str"),
     ],
 )
@@ -439,6 +449,19 @@ def test_a_mask_that_cannot_be_decoded_is_named(mask: Any, message: str, tmp_pat
 
     with pytest.raises(DataFileError, match=rf"instances_train\.json': mask of annotation 12: {message}"):
         first(write(tmp_path, change), tasks=["segmentation"])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_compressed_run_lengths_are_those_of_pycocotools(seed: int) -> None:
+    from pycocotools import mask as coco
+
+    generator = np.random.default_rng(seed)
+    pixels = np.asfortranarray(
+        generator.random((60, 1 + 70 * seed)) < (0.02, 0.5, 0.9, 0.001, 0.0)[seed], dtype=np.uint8
+    )
+    runs = run_lengths(coco.encode(pixels)["counts"].decode())
+    restored = np.repeat(np.arange(len(runs)) % 2, runs).reshape(pixels.shape[::-1]).T
+    assert (restored == pixels).all()
 
 
 def test_a_segmentation_needs_masks(tmp_path: Path) -> None:

@@ -42,26 +42,62 @@ def decode_mask(mask: Any, size: tuple[int, int]) -> NDArray[np.uint8]:
         raise ModuleNotFoundError("decode_mask: masks need `pip install lightning-mtl[detection]`.") from error
     height, width = size
     if isinstance(mask, list):
-        numbers = all(
-            isinstance(p, list) and len(p) >= 6 and len(p) % 2 == 0 and all(isinstance(v, (int, float)) for v in p)
-            for p in mask
-        )
-        if not mask or not numbers:
-            raise ValueError("polygons must be lists of at least three x, y pairs")
+        _check_polygons(mask, height, width)
         encoded = coco.merge(coco.frPyObjects(mask, height, width))
     elif isinstance(mask, dict) and {"size", "counts"} <= set(mask):
-        if list(mask["size"]) != [height, width]:
+        if mask["size"] != [height, width]:
             raise ValueError(f"size must be that of the image, {[height, width]}, got {mask['size']}")
         counts = mask["counts"]
-        if isinstance(counts, list):
-            if sum(counts) != height * width or min(counts, default=0) < 0:
-                raise ValueError(f"run lengths must sum to {height * width}, got {sum(counts)}")
-            encoded = coco.frPyObjects(mask, height, width)
-        else:
-            encoded = {"size": [height, width], "counts": counts.encode()}
+        runs = np.array(counts, dtype=np.int64) if _all(counts, int) else run_lengths(counts)
+        if runs.min(initial=0) < 0 or runs.sum() != height * width:
+            raise ValueError(f"run lengths must be positive and sum to {height * width}, got {runs.sum()}")
+        encoded = coco.frPyObjects({"size": [height, width], "counts": runs.tolist()}, height, width)
     else:
         raise ValueError(f"must be polygons or run lengths, got {type(mask).__name__}")
     return np.asarray(coco.decode(encoded), dtype=np.uint8)
+
+
+def _all(values: Any, *kinds: type) -> bool:
+    return isinstance(values, list) and all(type(value) in kinds for value in values)
+
+
+def _check_polygons(polygons: list[Any], height: int, width: int) -> None:
+    """Refuse what pycocotools would take gigabytes for, or crash on."""
+    if not polygons or not all(_all(p, int, float) and len(p) >= 6 and len(p) % 2 == 0 for p in polygons):
+        raise ValueError("polygons must be lists of at least three x, y pairs")
+    for polygon in polygons:
+        share = np.array(polygon, dtype=np.float64).reshape(-1, 2) / (width, height)
+        if not (np.abs(share - 0.5) <= 1.5).all():  # also where it is NaN
+            raise ValueError(f"polygons must be finite and lie around their image, got {polygon}")
+
+
+def run_lengths(text: Any) -> NDArray[np.int64]:
+    """Return the run lengths in COCO's compressed text.
+
+    Six bits a letter, from 48: five of a number and one that says whether it goes on; the first letter has the lowest
+    bits. From the fourth number on they are differences to the one before the last. pycocotools does not check whether
+    the text is complete, and then returns whatever is in memory.
+
+    Raises:
+        ValueError: If it is no such text.
+
+    Example:
+        >>> run_lengths("23l0").tolist()
+        [2, 3, 28]
+    """
+    letters = np.array([ord(letter) - 48 for letter in text] if isinstance(text, str) else [], dtype=np.int64)
+    if not len(letters) or letters.min() < 0 or letters.max() > 63 or letters[-1] & 32:
+        raise ValueError("run lengths must be a list of whole numbers or COCO's compressed text")
+    ends = np.flatnonzero((letters & 32) == 0)
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    place = np.arange(len(letters)) - np.repeat(starts, ends - starts + 1)
+    if place.max() > 6:
+        raise ValueError("run lengths must have at most 35 bits")
+    numbers = np.add.reduceat((letters & 31) << (5 * place), starts)
+    numbers -= np.where(letters[ends] & 16, np.int64(1) << (5 * (place[ends] + 1)), 0)
+    for first in (1, 2):
+        numbers[first::2] = np.cumsum(numbers[first::2])
+    return numbers
 
 
 def paint_masks(masks: Sequence[str], codes: Tensor, crowd: Tensor, size: tuple[int, int]) -> Tensor:
