@@ -10,16 +10,10 @@ from typing import Literal
 
 from typing_extensions import Unpack
 
-from lightning_mtl.data.dense.base import (
-    DenseOptions,
-    DenseTarget,
-    FrameFiles,
-    Reader,
-    TrainAndTestModule,
-    find_files,
-)
+from lightning_mtl.data.dense.base import DenseOptions, DenseTarget, Reader, TrainAndTestModule
 from lightning_mtl.data.dense.cityscapes import CLASS_NAMES
 from lightning_mtl.data.dense.files import VOID, LabelTable, read_labels, read_rgb
+from lightning_mtl.data.dense.frames import FrameFiles, find_files
 from lightning_mtl.data.errors import DatasetNotFoundError
 
 ACDCCondition = Literal["fog", "night", "rain", "snow"]

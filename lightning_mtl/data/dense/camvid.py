@@ -13,19 +13,11 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from lightning_mtl.data.base import Split
-from lightning_mtl.data.dense.base import (
-    DenseDataModule,
-    DenseOptions,
-    DenseTarget,
-    FrameFiles,
-    Place,
-    Reader,
-    find_files,
-    read_list,
-)
+from lightning_mtl.data.dense.base import DenseDataModule, DenseOptions, DenseTarget, Reader
 from lightning_mtl.data.dense.distance import signed_distance
 from lightning_mtl.data.dense.edges import label_boundaries
 from lightning_mtl.data.dense.files import VOID, LabelTable, read_labels, read_rgb
+from lightning_mtl.data.dense.frames import FrameFiles, Place, find_files, read_list
 from lightning_mtl.data.errors import DataFileError
 
 CamVidTask = Literal["segmentation", "edges", "distance"]

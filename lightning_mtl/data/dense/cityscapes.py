@@ -13,15 +13,9 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from lightning_mtl.data.dense.base import (
-    DenseOptions,
-    DenseTarget,
-    FrameFiles,
-    Reader,
-    TrainAndTestModule,
-    find_files,
-)
+from lightning_mtl.data.dense.base import DenseOptions, DenseTarget, Reader, TrainAndTestModule
 from lightning_mtl.data.dense.files import GREY_16, VOID, LabelTable, read_labels, read_rgb
+from lightning_mtl.data.dense.frames import FrameFiles, find_files
 from lightning_mtl.data.errors import DataFileError, DatasetNotFoundError
 from lightning_mtl.data.images import decode_image
 

@@ -12,17 +12,10 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from lightning_mtl.data.dense.base import (
-    DenseOptions,
-    DenseTarget,
-    FrameFiles,
-    Reader,
-    TrainAndTestModule,
-    find_files,
-    frames_in,
-)
+from lightning_mtl.data.dense.base import DenseOptions, DenseTarget, Reader, TrainAndTestModule
 from lightning_mtl.data.dense.cityscapes import CATEGORY_NAMES, CLASS_NAMES
 from lightning_mtl.data.dense.files import read_array, read_npy_labels, read_npy_rgb
+from lightning_mtl.data.dense.frames import FrameFiles, find_files, frames_in
 from lightning_mtl.data.errors import DatasetNotFoundError
 
 CityscapesMTANTask = Literal["segmentation", "inverse_depth"]

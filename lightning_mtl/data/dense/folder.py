@@ -13,17 +13,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from lightning_mtl.data.base import Split
-from lightning_mtl.data.dense.base import (
-    DenseDataModule,
-    DenseOptions,
-    DenseTarget,
-    FrameFiles,
-    Reader,
-    find_files,
-    frames_in,
-    hold_out,
-    read_list,
-)
+from lightning_mtl.data.dense.base import DenseDataModule, DenseOptions, DenseTarget, Reader
 from lightning_mtl.data.dense.files import (
     GREY_8,
     GREY_16,
@@ -37,6 +27,7 @@ from lightning_mtl.data.dense.files import (
     read_npy_rgb,
     read_rgb,
 )
+from lightning_mtl.data.dense.frames import FrameFiles, find_files, frames_in, hold_out, read_list
 from lightning_mtl.data.errors import DataFileError, DatasetNotFoundError
 from lightning_mtl.data.images import decode_image
 

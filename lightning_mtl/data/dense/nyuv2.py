@@ -11,16 +11,7 @@ from typing import Literal
 from torch import Tensor
 from typing_extensions import Unpack
 
-from lightning_mtl.data.dense.base import (
-    DenseOptions,
-    DenseTarget,
-    FrameFiles,
-    Reader,
-    TrainAndTestModule,
-    find_files,
-    frames_in,
-    read_list,
-)
+from lightning_mtl.data.dense.base import DenseOptions, DenseTarget, Reader, TrainAndTestModule
 from lightning_mtl.data.dense.edges import close_gaps, label_boundaries
 from lightning_mtl.data.dense.files import (
     VOID,
@@ -34,6 +25,7 @@ from lightning_mtl.data.dense.files import (
     read_npy_rgb,
     read_rgb,
 )
+from lightning_mtl.data.dense.frames import FrameFiles, find_files, frames_in, read_list
 from lightning_mtl.data.errors import DatasetNotFoundError
 
 NYUv2Task = Literal["segmentation", "depth", "normals", "edges"]

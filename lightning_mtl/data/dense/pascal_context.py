@@ -14,17 +14,10 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from lightning_mtl.data.dense.base import (
-    DenseOptions,
-    DenseTarget,
-    FrameFiles,
-    Reader,
-    TrainAndTestModule,
-    find_files,
-    read_list,
-)
+from lightning_mtl.data.dense.base import DenseOptions, DenseTarget, Reader, TrainAndTestModule
 from lightning_mtl.data.dense.edges import label_boundaries
 from lightning_mtl.data.dense.files import VOID, LabelTable, read_labels, read_mask, read_normals, read_rgb
+from lightning_mtl.data.dense.frames import FrameFiles, find_files, read_list
 from lightning_mtl.data.dense.framing import Letterbox, RandomCrop, RandomRescale
 from lightning_mtl.data.dense.transforms import JointTransform, RandomHorizontalFlip
 from lightning_mtl.data.errors import DataFileError

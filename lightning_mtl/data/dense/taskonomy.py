@@ -14,24 +14,9 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from lightning_mtl.data.base import Split
-from lightning_mtl.data.dense.base import (
-    DenseDataModule,
-    DenseOptions,
-    DenseTarget,
-    FrameFiles,
-    Reader,
-    find_files,
-    frames_in,
-)
-from lightning_mtl.data.dense.files import (
-    VOID,
-    LabelTable,
-    read_depth,
-    read_labels,
-    read_normals,
-    read_rgb,
-    read_share,
-)
+from lightning_mtl.data.dense.base import DenseDataModule, DenseOptions, DenseTarget, Reader
+from lightning_mtl.data.dense.files import VOID, LabelTable, read_depth, read_labels, read_normals, read_rgb, read_share
+from lightning_mtl.data.dense.frames import FrameFiles, find_files, frames_in
 from lightning_mtl.data.errors import DataFileError, DatasetNotFoundError
 
 TaskonomyTask = Literal[
