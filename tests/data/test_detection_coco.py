@@ -26,6 +26,7 @@ from tests.data.detection_trees import (
     write_roboflow,
     write_undivided,
 )
+from tests.data.test_yaml import parse
 from tests.data.trees import fingerprint
 
 LAYOUTS = {"coco": write_coco, "roboflow": write_roboflow}
@@ -153,9 +154,6 @@ def test_file_names_may_hold_folders_and_other_letters(file_name: str, tmp_path:
 
 
 # What the labels of a task are
-
-
-MAPS = {"warm": {"red": "red"}, "cold": {"cold": ["blue", "gr.*n"]}}
 
 
 def test_two_detection_tasks_label_the_same_boxes(tmp_path: Path) -> None:
@@ -606,3 +604,30 @@ def test_a_data_set_can_be_sent_to_another_process(tmp_path: Path) -> None:
     dataset = data.datasets["train"]
     copy = pickle.loads(pickle.dumps(dataset))
     assert fingerprint(copy[0]) == fingerprint(dataset[0])
+
+
+RECIPE = """
+class_path: lightning_mtl.data.CocoDetectionDataModule
+init_args:
+  root: ROOT
+  tasks: {exact: boxes, kind: boxes}
+  label_maps:
+    exact: [red, green, blue]
+    kind: {warm: red, other: [blue, gr.*n, unused]}
+  size: [30, 30]
+  batch_size: 4
+  num_workers: 0
+  augment:
+    - {class_path: lightning_mtl.data.RandomBoxCrop, init_args: {p: 0.3}}
+    - class_path: lightning_mtl.data.TorchvisionTransform
+      init_args: {transform: {class_path: torchvision.transforms.v2.RandomZoomOut}}
+"""
+
+
+def test_a_recipe_gives_tasks_label_maps_and_transforms(tmp_path: Path) -> None:
+    data = parse(RECIPE.replace("ROOT", str(write_coco(tmp_path))))
+    assert isinstance(data, CocoDetectionDataModule)
+    data.setup("fit")
+    _, targets = next(iter(data.train_dataloader()))
+    assert {task: len(boxes) for task, boxes in targets.items()} == {"exact": 4, "kind": 4}
+    assert data.num_classes == {"exact": 3, "kind": 2}
