@@ -186,6 +186,10 @@ def test_a_baseline_is_never_the_best_of_a_column() -> None:
     ("script", "error"),
     [
         ("echo Traceback; echo ValueError: too wide; exit 3", "exit status 3: ValueError: too wide"),
+        (
+            "echo fit: error: lr: wrong; echo fit --help lists the options; exit 2",
+            "exit status 2: fit: error: lr: wrong",
+        ),
         ("exit 1", "exit status 1: no message"),
         ("kill -9 $$", "ended by signal SIGKILL"),
         ("echo all is well", None),

@@ -45,7 +45,7 @@ def write_chart(summary: Summary, file: Path) -> bool:
             place = k - _BAR / 2 + (i + 0.5) * _BAR / len(methods)
             _bar(right, place, summary.per_task[row.label].get(task, []), _BAR / len(methods), color)
     left.set_xticks(range(len(methods)), [row.label for row in methods], rotation=30, ha="right")
-    left.set_ylabel("change against single-task models in %")
+    left.set_ylabel("change against single-task models in %", fontsize=9)
     left.set_title("Δm, all tasks", fontsize=10)
     right.set_xticks(range(len(tasks)), tasks)
     right.set_title("mean over the metrics of each task", fontsize=10)
@@ -68,5 +68,15 @@ def _bar(
     if not values:
         return
     spread = statistics.stdev(values) if len(values) > 1 else None
-    axis.bar(place, statistics.fmean(values), width * 0.92, color=color, alpha=0.8, label=label, yerr=spread, capsize=3)
+    axis.bar(
+        place,
+        statistics.fmean(values),
+        width * 0.92,
+        color=color,
+        alpha=0.8,
+        label=label,
+        yerr=spread,
+        capsize=3,
+        error_kw={"elinewidth": 1},
+    )
     axis.plot([place] * len(values), values, linestyle="none", marker="o", markersize=3, color="black", alpha=0.7)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -21,6 +22,8 @@ from lightning_mtl.cli.benchmark.worker import CONFIG, FINISHED, write_json
 SETTINGS = "settings.json"
 FAILED = "failed.json"
 LOG = "log.txt"
+
+_ERROR = re.compile(r"^[\w.]*(Error|Exception)\b|: error: ")  # of a traceback, or of the command line
 
 Train = Callable[[PlannedRun], str | None]
 """Trains a run whose folder is prepared; returns what went wrong, None if nothing did."""
@@ -154,8 +157,9 @@ def in_own_process(run: PlannedRun) -> str | None:
         return None
     if status < 0:
         return f"ended by signal {signal.Signals(-status).name}"
-    lines = log.read_bytes()[start:].decode(errors="replace").strip().splitlines()
-    return f"exit status {status}: {lines[-1].strip() if lines else 'no message'}"
+    lines = log.read_bytes()[start:].decode(errors="replace").strip().splitlines() or ["no message"]
+    error = next((line for line in reversed(lines) if _ERROR.search(line)), lines[-1])
+    return f"exit status {status}: {error.strip()}"
 
 
 def in_sequence(runs: Sequence[PlannedRun], train: Train, say: Callable[[str], None]) -> None:
