@@ -229,6 +229,8 @@ def test_task_is_rebuilt_from_its_recorded_arguments(case: DetectionCase) -> Non
 
 @every
 def test_forward_exports_in_one_graph(case: DetectionCase) -> None:
+    if not case.joins:
+        pytest.skip("the same graph as with the other normalisation")
     task = built(case).eval()
 
     class Deployed(nn.Module):
