@@ -45,25 +45,34 @@ CADENCES = (10, 50, 100)
 
 
 class Turns:
-    """Lets one of several threads run at a time, one after the other."""
+    """Lets one of several threads run at a time: all in order, then all in reverse, so that each has all neighbours."""
 
     def __init__(self, count: int) -> None:
-        self.waiting = list(range(count))
+        self.running = list(range(count))
+        self.order = list(self.running)
+        self.forward = True
         self.condition = threading.Condition()
 
     def wait(self, me: int) -> None:
         with self.condition:
-            self.condition.wait_for(lambda: self.waiting[0] == me)
+            self.condition.wait_for(lambda: self.order[0] == me)
 
     def pass_on(self) -> None:
         with self.condition:
-            self.waiting.append(self.waiting.pop(0))
-            self.condition.notify_all()
+            self._next()
 
     def leave(self, me: int) -> None:
         with self.condition:
-            self.waiting.remove(me)
-            self.condition.notify_all()
+            self.running.remove(me)
+            self.order = [self.order[0], *(other for other in self.order[1:] if other != me)]
+            self._next()
+
+    def _next(self) -> None:
+        self.order.pop(0)
+        if not self.order:
+            self.forward = not self.forward
+            self.order = self.running[:: 1 if self.forward else -1]
+        self.condition.notify_all()
 
 
 class Timer(pl.Callback):
