@@ -499,6 +499,25 @@ def test_labels_of_a_folder_may_be_arrays_and_masks_may_hold_void(tmp_path: Path
     assert found["mask"][0].numpy().tolist() == np.array([0.0, 1, 255])[maps["segmentation"].clip(0, 2)].tolist()
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", ">i4", "int64", "float32", "float64"])
+def test_labels_in_arrays_may_be_of_any_type_of_number(tmp_path: Path, dtype: str) -> None:
+    from lightning_mtl.data.dense.files import read_npy_labels
+    from lightning_mtl.data.dense.folder import _segmentation
+
+    save(tmp_path / "ids.npy", np.array([[0, 10, 20]], dtype))
+    assert _segmentation(tmp_path / "ids.npy", "X", FOLDERS["classes"]).tolist() == [[255, 0, 1]]
+    save(tmp_path / "classes.npy", np.array([[0, 1, 6]], dtype))
+    assert read_npy_labels(tmp_path / "classes.npy", "X", 7).tolist() == [[0, 1, 6]]
+
+
+def test_an_array_of_something_else_than_numbers_is_refused(tmp_path: Path) -> None:
+    from lightning_mtl.data.dense.files import read_array
+
+    save(tmp_path / "text.npy", np.array([["a", "b"]]))
+    with pytest.raises(DataFileError, match=r"text\.npy': values must be numbers, got <U1; export it again"):
+        read_array(tmp_path / "text.npy", "X", None)
+
+
 def test_two_targets_of_one_kind_are_both_mirrored(tmp_path: Path) -> None:
     from lightning_mtl.data import RandomHorizontalFlip
 

@@ -101,12 +101,12 @@ def read_binary(path: Path, owner: str, table: LabelTable) -> Tensor:
 
 def read_mask(path: Path, owner: str) -> Tensor:
     """Return whether an 8-bit grey image is brighter than half, ``(1, H, W)`` uint8."""
-    return (decode_image(owner, path, GREY_8, "8-bit grey") > 127).to(torch.uint8)[None]
+    return (decode_image(owner, path, ("L",), "8-bit grey") > 127).to(torch.uint8)[None]
 
 
 def read_share(path: Path, owner: str) -> Tensor:
     """Return the numbers of an 8-bit or 16-bit grey image, as a share of the largest, ``(1, H, W)`` float32 in 0..1."""
-    values = decode_image(owner, path, (*GREY_8, *GREY_16), "grey")
+    values = decode_image(owner, path, ("L", *GREY_16), "8-bit or 16-bit grey")
     return values.to(torch.float32).mul_(1 / (255 if values.dtype == torch.uint8 else 65535))[None]
 
 
@@ -134,7 +134,7 @@ def read_array(path: Path, owner: str, channels: int | None, nan: bool = False) 
     if wrong.any():
         bad = int(wrong.sum())
         raise DataFileError.of(owner, path, f"values must be finite, got {bad} NaN or infinite ones", "export it again")
-    return torch.from_numpy(array)
+    return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False))
 
 
 def read_npy_rgb(path: Path, owner: str) -> Tensor:
@@ -154,7 +154,7 @@ def read_npy_rgb(path: Path, owner: str) -> Tensor:
 
 def read_npy_labels(path: Path, owner: str, num_classes: int) -> Tensor:
     """Return the classes ``(H, W)`` uint8, 255 is void, of an array of classes in which -1 is void."""
-    labels = read_array(path, owner, None)
+    labels = read_array(path, owner, None).to(torch.float32)  # PyTorch finds no extremes of some integer types
     low, high = float(labels.min()), float(labels.max())
     if low < -1 or high >= num_classes:
         raise DataFileError.of(

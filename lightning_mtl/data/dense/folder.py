@@ -110,7 +110,7 @@ def _image(path: Path, owner: str) -> Tensor:
 def _segmentation(path: Path, owner: str, target: FolderTarget) -> Tensor:
     if path.suffix != ".npy":
         return read_labels(path, owner, target.table)
-    stored = read_array(path, owner, None)
+    stored = read_array(path, owner, None).to(torch.float64)  # exact for ids, and PyTorch searches no uint16
     classes = torch.full(stored.shape, VOID, dtype=torch.uint8)
     known = torch.isin(stored, torch.tensor(target.ignore, dtype=stored.dtype))
     for number, id_ in enumerate(target.ids):
