@@ -511,6 +511,17 @@ def test_a_run_too_short_for_a_look_says_so(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("affinity*"))
 
 
+def test_batches_of_one_task_each_say_so(tmp_path: Path) -> None:
+    table = Table(32)
+    table.targets["age"][:] = torch.nan
+    table.targets["kind"][:16] = -100
+    table.targets["size"][16:] = torch.nan
+    with pytest.warns(UserWarning, match="in 4 steps; no batch that was looked at had labels of two tasks; mix the"):
+        make_trainer(callbacks=[TaskAffinity(every_n_steps=1)], default_root_dir=tmp_path).fit(
+            make_module(), loader(table)
+        )
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

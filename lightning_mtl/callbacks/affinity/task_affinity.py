@@ -250,11 +250,13 @@ class TaskAffinity(Callback):
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         if not self._means:
-            warnings.warn(
-                f"TaskAffinity: nothing was measured in {trainer.global_step} steps; lower every_n_steps, now "
-                f"{self.every_n_steps}.",
-                stacklevel=2,
+            reason = (
+                "no batch that was looked at had labels of two tasks; mix the tasks in a batch (CombinedLoader mode "
+                "'max_size_cycle' does)"
+                if self.looks or self.probe_looks
+                else f"lower every_n_steps, now {self.every_n_steps}"
             )
+            warnings.warn(f"TaskAffinity: nothing was measured in {trainer.global_step} steps; {reason}.", stacklevel=2)
             return
         publish_figure(trainer, "affinity", self.draw())
         for measure in ("cosine", "mean_cosine"):
