@@ -101,7 +101,7 @@ def train(run: str, seed: int, steps: int, points: int) -> dict[str, Any]:
     pl.seed_everything(seed, verbose=False)
     steps = steps * 8 // 5 if run == "affinity" else steps
     module, data = make_module(run), GaussianRingDataModule(seed=seed)
-    watcher = TimestepAffinity(every_n_steps=max(steps // 4, 1), spacing=5, num_samples=2000)
+    watcher = TimestepAffinity(every_n_steps=max(steps // 4, 1), spacing=5, num_samples=20_000)
     start, cpu = time.perf_counter(), time.process_time()
     make_trainer(max_steps=steps, callbacks=[watcher] if run == "affinity" else []).fit(module, data)
     line: dict[str, Any] = {
@@ -142,8 +142,9 @@ def table(lines: list[dict[str, Any]]) -> None:
             rest = f"{line['sliced_wasserstein']:.3f} | {line['cpu_seconds']:.0f}"
             print(f"| {line['run']} | {line['seed']} | {' | '.join(cells)} | {rest} |")
     for seed in seeds:
-        cells = [losses.get((run, seed), [float("nan")] * 5)[index] for index, run in enumerate(DEDICATED)]
-        print(f"| one network a cluster | {seed} | {' | '.join(f'{cell:.3f}' for cell in cells)} | - | - |")
+        found = [losses.get((run, seed)) for run in DEDICATED]
+        cells = ["-" if values is None else f"{values[index]:.3f}" for index, values in enumerate(found)]
+        print(f"| one network a cluster | {seed} | {' | '.join(cells)} | - | - |")
     for line in lines:
         if line["run"] == "affinity":
             gaps = {int(gap): value for gap, value in line["by_gap"].items()}
@@ -161,7 +162,7 @@ def figure(lines: list[dict[str, Any]], out: Path) -> None:
 
     canvas = Figure(figsize=(11.5, 4.2), layout="constrained")
     left, right = canvas.subplots(1, 2, width_ratios=(1, 1.5))
-    matrix = next(line["affinity"] for line in lines if line["run"] == "affinity")
+    matrix = min((line["seed"], line["affinity"]) for line in lines if line["run"] == "affinity")[1]
     image = left.imshow(matrix, cmap="RdBu", vmin=-1, vmax=1, origin="lower", extent=(0, TIMESTEPS, 0, TIMESTEPS))
     for first, _ in CLUSTERS[1:]:
         left.axhline(first, color="black", linewidth=0.6)
@@ -174,6 +175,8 @@ def figure(lines: list[dict[str, Any]], out: Path) -> None:
         for cluster in range(len(NAMES)):
             name = DEDICATED[cluster] if run == "one network a cluster" else run
             values = [line["losses"][cluster] for line in lines if line["run"] == name]
+            if not values:
+                continue
             place = cluster + (index - len(shown) / 2) * width
             label = run if cluster == 0 else None
             right.bar(place, statistics.fmean(values), width, color=f"C{index}", align="edge", label=label)

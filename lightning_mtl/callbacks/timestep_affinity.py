@@ -46,7 +46,8 @@ class TimestepAffinity(Callback):
     Note:
         All gradients are kept at once: as many copies of the parameters as the grid has timesteps. Under several
         processes the gradients are those of the mean over the processes. The noise is drawn anew for every timestep,
-        so that cosines are not raised by noise in common. A resumed run collects its samples anew.
+        so that cosines are not raised by noise in common; where samples are few, they are shrunk towards zero instead:
+        raise ``num_samples`` until they stop growing. A resumed run collects its samples anew.
 
     References:
         Go, Kim, Lee, Lee, Oh, Moon, Choi. *Addressing Negative Transfer in Diffusion Models*. NeurIPS 2023, Sec. 3.
