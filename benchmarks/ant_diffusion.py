@@ -18,6 +18,7 @@ import functools
 import json
 import os
 import statistics
+import tempfile
 import time
 import warnings
 from pathlib import Path
@@ -103,7 +104,9 @@ def train(run: str, seed: int, steps: int, points: int) -> dict[str, Any]:
     module, data = make_module(run), GaussianRingDataModule(seed=seed)
     watcher = TimestepAffinity(every_n_steps=max(steps // 4, 1), spacing=5, num_samples=20_000)
     start, cpu = time.perf_counter(), time.process_time()
-    make_trainer(max_steps=steps, callbacks=[watcher] if run == "affinity" else []).fit(module, data)
+    with tempfile.TemporaryDirectory() as folder:  # for the watcher's own picture
+        watchers = [watcher] if run == "affinity" else []
+        make_trainer(max_steps=steps, callbacks=watchers, default_root_dir=folder).fit(module, data)
     line: dict[str, Any] = {
         "run": run,
         "seed": seed,
