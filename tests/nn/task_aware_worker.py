@@ -1,4 +1,4 @@
-"""Train encoders with features for every task as one of several processes, or alone; see ``test_task_aware_ddp.py``.
+"""Train encoders with features for every task as one of several processes, or alone; see ``test_task_aware_processes.py``.
 
 Usage: python -m tests.nn.task_aware_worker OUT_FILE
 """
