@@ -1,6 +1,6 @@
-"""Train encoders with features for every task as one of several processes, or alone; see ``test_task_aware_processes.py``.
+"""Train encoders with features for every task as one of several processes, or alone.
 
-Usage: python -m tests.nn.task_aware_worker OUT_FILE
+Started by ``test_task_aware_processes.py``. Usage: python -m tests.nn.task_aware_worker OUT_FILE
 """
 
 from __future__ import annotations
