@@ -4,7 +4,8 @@
 
 Counts a forward pass of one image in evaluation through the encoder with its architecture, without the heads, which are
 the same for all. FLOPs are those of torch.utils.flop_counter (convolutions and matrix products, two per
-multiplication). TaskExpert hands on one map of 64 channels instead of four maps, so that its heads are lighter.
+multiplication). TaskExpert, PADNet and MTINet hand on one map of 64 channels instead of four maps, so that their heads
+are lighter; the initial predictions of the last two are counted, with one channel a task.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from lightning_mtl.nn import (
     FeatureSpec,
     LearningToBranch,
     MMoE,
+    MTINet,
+    PADNet,
     TaskExpert,
     TaskTree,
     TimmEncoder,
@@ -62,6 +65,8 @@ def main() -> None:
         "`CGC`, 2 shared + 1 per task": lambda: CGC(trunk(), tasks, 2, 1, expert),
         "`PLE`, 2 layers of these": lambda: PLE(trunk(), tasks, 2, 2, 1, expert),
         "`TaskExpert`, 5 experts": lambda: TaskExpert(trunk(), tasks, resize="bilinear"),
+        "`PADNet`, 64 channels": lambda: PADNet(trunk(), dict.fromkeys(tasks, 1)),
+        "`MTINet`, 64 channels": lambda: MTINet(trunk(), dict.fromkeys(tasks, 1)),
     }
     image = torch.randn(1, 3, *arguments.size)
     print("| architecture | parameters | x | GFLOPs | x |\n|---|---|---|---|---|")

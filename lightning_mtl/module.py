@@ -25,6 +25,7 @@ from lightning_mtl.functional.second_pass import RandomMarks, RandomState, secon
 from lightning_mtl.metrics import directions
 from lightning_mtl.nn.recorded import NotRecordedError, describe
 from lightning_mtl.nn.spec import FeatureSpec
+from lightning_mtl.nn.task_aware import SupervisedFeatures
 from lightning_mtl.tasks.base import Task
 
 _RNG_KEY = "lightning_mtl_random_states"
@@ -65,7 +66,8 @@ class MultiTaskModule(pl.LightningModule):
         encoder: Network from inputs to features: a tensor, a list of maps, or ``{task: features}``. It declares their
             shape as ``feature_spec`` (a :class:`~lightning_mtl.nn.FeatureSpec`, or one per task) if heads are to be
             built for it, may have ``shared_parameters()`` when not all of its parameters are shared, and
-            ``auxiliary_loss()``, which is added to the balancer's scalar.
+            ``auxiliary_loss()``, which is added to the balancer's scalar. Features with initial predictions
+            (:class:`~lightning_mtl.nn.SupervisedFeatures`) train these by the loss of their task.
         tasks: Task name -> task. The order is that of tables and weights.
         balancer: Turns the losses into one update; equal weights by default.
         optimizer: Callable from parameter groups to an optimizer; Adam with its own defaults by default.
@@ -174,7 +176,7 @@ class MultiTaskModule(pl.LightningModule):
     def _heads(
         self, features: Any, names: Iterable[str], size: tuple[int, int] | None, source: str = "batch"
     ) -> dict[str, Any]:
-        predictions = {}
+        predictions: dict[str, Any] = {}
         # heads that have nothing in common can be differentiated at their features in one pass
         separate = self.training and getattr(self.balancer, "at", None) == "features"
         for name in names:
@@ -195,8 +197,18 @@ class MultiTaskModule(pl.LightningModule):
                 raise ValueError(
                     f"{type(self.encoder).__name__}: gave features for the tasks {list(features)}, not for {name!r}."
                 )
-            return features[name]
-        return features
+            features = features[name]
+        return features.maps if isinstance(features, SupervisedFeatures) else features
+
+    def _initial_predictions(self, features: Any, name: str, size: tuple[int, int] | None) -> tuple[list[Any], float]:
+        """Return the predictions that the encoder made for a task on the way to its features, and their weight."""
+        own = features.get(name) if isinstance(features, Mapping) else features
+        if not isinstance(own, SupervisedFeatures):
+            return [], 0.0
+        try:
+            return [cast(Task, self.tasks[name]).from_map(raw, size) for raw in own.initial], own.weight
+        except TypeError as error:
+            raise TypeError(f"task {name!r}: {error}") from error
 
     def _check_tasks(self, names: Iterable[str]) -> None:
         unknown = [name for name in names if name not in self.tasks]
@@ -236,18 +248,28 @@ class MultiTaskModule(pl.LightningModule):
             self._mark(source)
             found = self.encoder(inputs)
             features[source] = found
-            for name, prediction in self._heads(found, names, _image_size(inputs), source).items():
+            size = _image_size(inputs)
+            for name, prediction in self._heads(found, names, size, source).items():
                 self._mark(source, name, "loss")
-                pieces.setdefault(name, []).append(self._loss_of(name, prediction, targets[name]))
+                initial = self._initial_predictions(found, name, size)
+                pieces.setdefault(name, []).append(self._loss_of(name, prediction, targets[name], *initial))
         losses, parts = self._join(pieces, only)
         return _Losses(losses, next(iter(features.values())) if len(features) == 1 else features, parts)
 
-    def _loss_of(self, name: str, prediction: Any, target: Any) -> _Piece:
-        """Return a task's loss, the number of labels that it is the mean over, and its parts."""
+    def _loss_of(
+        self, name: str, prediction: Any, target: Any, initial: Sequence[Any] = (), initial_weight: float = 0.0
+    ) -> _Piece:
+        """Return a task's loss, the number of labels that it is the mean over, and its parts.
+
+        Initial predictions are scored against the same target, so that they count the same labels.
+        """
         task = cast(Task, self.tasks[name])
         try:
             parts = task.loss_parts(prediction, target)
             loss = cast(Tensor, sum(parts.values())) if parts else task.loss(prediction, target)
+            if initial:
+                extra = initial_weight * cast(Tensor, sum(task.loss(made, target) for made in initial))
+                loss, parts = loss + extra, {**parts, "initial": extra}
         except (ValueError, TypeError) as error:
             raise type(error)(f"task {name!r}: {error}") from error
         if task.loss_weight != 1.0:

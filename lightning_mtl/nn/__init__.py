@@ -3,7 +3,7 @@
 timm and segmentation_models_pytorch are imported by the constructors that need them, not here.
 """
 
-from lightning_mtl.nn.architectures import MTAN, NDDRCNN, CrossStitch, LearningToBranch, TaskTree
+from lightning_mtl.nn.architectures import MTAN, NDDRCNN, CrossStitch, LearningToBranch, MTINet, PADNet, TaskTree
 from lightning_mtl.nn.diffusion import DiffusersDenoiser, MLPDenoiser, NoiseSchedule
 from lightning_mtl.nn.encoders import (
     FeatEnHancer,
@@ -34,7 +34,7 @@ from lightning_mtl.nn.heads import (
 from lightning_mtl.nn.output_scale import CenteredOutputScale, scaled_lr
 from lightning_mtl.nn.qk_norm import QKNormLinear, QKNormMultiheadAttention, add_qk_norm
 from lightning_mtl.nn.spec import FeatureSpec
-from lightning_mtl.nn.task_aware import TaskAwareEncoder
+from lightning_mtl.nn.task_aware import SupervisedFeatures, TaskAwareEncoder
 from lightning_mtl.nn.tiny_decoder import TinyDecoder
 
 __all__ = [
@@ -65,7 +65,9 @@ __all__ = [
     "MLPExpert",
     "MLPHead",
     "MMoE",
+    "MTINet",
     "NoiseSchedule",
+    "PADNet",
     "PooledHead",
     "ProposalPredictions",
     "QKNormLinear",
@@ -75,6 +77,7 @@ __all__ = [
     "RotatedFeatures",
     "ScaleAwareAggregation",
     "SmpEncoder",
+    "SupervisedFeatures",
     "TaskAwareEncoder",
     "TaskExpert",
     "TaskTree",

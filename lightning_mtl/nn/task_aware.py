@@ -4,14 +4,34 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
 from lightning_mtl.nn.recorded import Recorded
 from lightning_mtl.nn.spec import FeatureSpec
 
-Features = Tensor | list[Tensor]
-"""Features of one task: a tensor, or a list of maps from the finest to the coarsest."""
+
+class SupervisedFeatures(NamedTuple):
+    """Features of one task together with predictions that were made on the way to them and are trained too.
+
+    :class:`~lightning_mtl.MultiTaskModule` gives ``maps`` to the head, and adds ``weight`` times the sum of the task's
+    losses on the initial predictions to the task's loss, logged as ``train/<task>/initial``. The balancer sees the sum.
+    In evaluation they take no part.
+
+    Args:
+        maps: What the head reads, from the finest map to the coarsest.
+        initial: Raw predictions ``(B, C_out, h, w)`` of any resolution; the task makes them fit its target.
+        weight: Factor of their losses.
+    """
+
+    maps: list[Tensor]
+    initial: list[Tensor]
+    weight: float = 1.0
+
+
+Features = Tensor | list[Tensor] | SupervisedFeatures
+"""Features of one task: a tensor, a list of maps from the finest to the coarsest, or these with initial predictions."""
 
 
 class TaskAwareEncoder(nn.Module, Recorded, ABC):

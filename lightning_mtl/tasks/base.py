@@ -82,6 +82,24 @@ class Task(nn.Module, Recorded, ABC):
             raise RuntimeError(f"{type(self).__name__}: build_head() was not called.")
         return self.head(features)
 
+    def from_map(self, raw: Tensor, size: tuple[int, int] | None = None) -> Any:
+        """Return a map ``(B, out_channels, h, w)`` of any resolution as a raw prediction that ``loss`` can score.
+
+        Encoders that predict on the way to their features are trained by it; see
+        :class:`~lightning_mtl.nn.SupervisedFeatures`.
+
+        Args:
+            raw: The map.
+            size: Height and width of the input image.
+
+        Raises:
+            TypeError: If the predictions of this task are no maps.
+        """
+        raise TypeError(
+            f"{type(self).__name__}: cannot be trained on the initial predictions of an encoder, which are maps; take "
+            "an encoder without them."
+        )
+
     @abstractmethod
     def loss(self, prediction: Any, target: Any) -> Tensor:
         """Return the mean loss over the labelled units, a scalar; exactly zero when there are none.

@@ -49,6 +49,10 @@ class SampleTask(SupervisedTask):
 
         return LinearHead(spec, out_channels) if spec.kind == "vector" else PooledHead(spec, out_channels)
 
+    def from_map(self, raw: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        """Return the mean of a map over its positions."""
+        return raw.mean(dim=(2, 3))
+
     def render(self, value: Any) -> Tensor:
         """Return no picture."""
         return nothing_to_draw()
@@ -76,7 +80,10 @@ class DenseTask(SupervisedTask):
             features: What the encoder gave: a list of maps.
             size: Height and width of the input image.
         """
-        raw: Tensor = super().forward(features)
+        return self.from_map(super().forward(features), size)
+
+    def from_map(self, raw: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        """Return a map at the given size, resized bilinearly."""
         if size is not None and (raw.shape[-2], raw.shape[-1]) != tuple(size):
             raw = F.interpolate(raw, size=size, mode="bilinear", align_corners=False)
         return raw

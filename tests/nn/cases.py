@@ -28,6 +28,8 @@ from lightning_mtl.nn import (
     MLPExpert,
     MLPHead,
     MMoE,
+    MTINet,
+    PADNet,
     PooledHead,
     QuadraticNetwork,
     SmpEncoder,
@@ -73,15 +75,15 @@ ENCODERS = [
 class ThreeStages(nn.Module):
     """A small convolutional encoder that can be taken apart; strides 2, 4 and 4, the last two with blocks."""
 
-    feature_spec = FeatureSpec("maps", (4, 6, 6), (2, 4, 4))
-
-    def __init__(self) -> None:
+    def __init__(self, channels: tuple[int, int, int] = (4, 6, 6)) -> None:
         super().__init__()
+        self.feature_spec = FeatureSpec("maps", channels, (2, 4, 4))
+        a, b, c = channels
         self.parts = nn.ModuleList(
             [
-                nn.Sequential(_block(3, 4, 2), nn.Identity()),
-                nn.Sequential(nn.Identity(), nn.Sequential(_block(4, 6, 2), _block(6, 6, 1))),
-                nn.Sequential(_block(6, 6, 1)),
+                nn.Sequential(_block(3, a, 2), nn.Identity()),
+                nn.Sequential(nn.Identity(), nn.Sequential(_block(a, b, 2), _block(b, b, 1))),
+                nn.Sequential(_block(b, c, 1)),
             ]
         )
 
@@ -148,6 +150,8 @@ TASK_AWARE = [
             ThreeStages(), NAMES, 6, 2, expert_rank=3, gate="pixel", resize="bilinear", load_balance=0.1, noise=0.1
         ),
     ),
+    TaskAwareCase("pad_net", lambda: PADNet(ThreeStages(), dict.fromkeys(NAMES, 1), channels=5)),
+    TaskAwareCase("mti_net", lambda: MTINet(ThreeStages(), dict.fromkeys(NAMES, 1), channels=5, reduction=2)),
 ]
 
 VECTOR = FeatureSpec("vector", (8,))
@@ -203,6 +207,8 @@ def features(spec: FeatureSpec, batch: int, size: int = 64) -> torch.Tensor | li
         for c, s in zip(spec.channels, spec.strides, strict=True)
     ]
 
+
+# SupervisedFeatures is what PADNet and MTINet give, tested in test_intermediate_predictions.py.
 
 # FCOSHead, RetinaNetHead, FeaturePyramid and BoxPredictions: several tensors, tested in test_detection_heads.py;
 # FasterRCNNHead and ProposalPredictions with their task in tests/tasks/test_faster_rcnn.py.

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lightning_mtl import MultiTaskModule
 from lightning_mtl.balancers import MGDA
-from lightning_mtl.nn import CGC, FeatureSpec, MLPEncoder, PooledHead, TaskAwareEncoder
+from lightning_mtl.nn import CGC, FeatureSpec, MLPEncoder, PooledHead, SupervisedFeatures, TaskAwareEncoder
 from lightning_mtl.tasks import Regression
 from tests.nn.cases import NAMES, TASK_AWARE, TaskAwareCase
 
@@ -26,6 +26,9 @@ def build(case: TaskAwareCase) -> TaskAwareEncoder:
 
 
 def as_list(features: Any) -> list[Tensor]:
+    """All that the losses of a task reach: its features, and the initial predictions where there are some."""
+    if isinstance(features, SupervisedFeatures):
+        return [*features.maps, *features.initial]
     return [features] if isinstance(features, Tensor) else list(features)
 
 
@@ -42,7 +45,9 @@ def test_every_task_gets_what_its_feature_spec_says(case: TaskAwareCase, batch: 
         else:
             height, width = case.shape[1:]
             expected = [(batch, c, height // s, width // s) for c, s in zip(spec.channels, spec.strides, strict=True)]
-            assert [tuple(m.shape) for m in output[task]] == expected
+            own = output[task]
+            maps = own.maps if isinstance(own, SupervisedFeatures) else own
+            assert [tuple(m.shape) for m in maps] == expected
 
 
 def reached_by(encoder: TaskAwareEncoder, inputs: Tensor) -> dict[str, set[str]]:

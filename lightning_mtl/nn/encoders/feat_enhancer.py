@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lightning_mtl.nn.feature_enhancement import FeatureEnhancement, Fusion
 from lightning_mtl.nn.recorded import Recorded
 from lightning_mtl.nn.spec import FeatureSpec
+from lightning_mtl.nn.task_aware import SupervisedFeatures
 
 
 class FeatEnHancer(nn.Module, Recorded):
@@ -116,4 +117,6 @@ def _of(features: Any, task: str) -> Any:
 
 
 def _half(features: Any, rows: slice) -> Any:
+    if isinstance(features, SupervisedFeatures):
+        return features._replace(maps=_half(features.maps, rows), initial=_half(features.initial, rows))
     return features[rows] if isinstance(features, Tensor) else [member[rows] for member in features]
