@@ -66,7 +66,8 @@ class MultiTaskModule(pl.LightningModule):
         encoder: Network from inputs to features: a tensor, a list of maps, or ``{task: features}``. It declares their
             shape as ``feature_spec`` (a :class:`~lightning_mtl.nn.FeatureSpec`, or one per task) if heads are to be
             built for it, may have ``shared_parameters()`` when not all of its parameters are shared, and
-            ``auxiliary_loss()``, which is added to the balancer's scalar. Features with initial predictions
+            ``auxiliary_loss()``, which is added to the balancer's scalar, and ``parameter_groups()`` for parameters
+            with settings of their own in the optimizer. Features with initial predictions
             (:class:`~lightning_mtl.nn.SupervisedFeatures`) train these by the loss of their task.
         tasks: Task name -> task. The order is that of tables and weights.
         balancer: Turns the losses into one update; equal weights by default.
@@ -401,16 +402,20 @@ class MultiTaskModule(pl.LightningModule):
         self.balancer.end_epoch()
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Return the optimizer's parameter groups, one each for encoder, heads and balancer where they have any."""
+        """Return the optimizer's parameter groups: encoder, heads, balancer, and those that the encoder sets apart."""
         members = {"encoder": self.encoder, "heads": self.tasks, "balancer": self.balancer}
         groups: list[dict[str, Any]] = []
+        declared = getattr(self.encoder, "parameter_groups", None)
+        separate = declared() if callable(declared) else []
+        elsewhere = {id(parameter) for group in separate for parameter in group["params"]}
         for name, member in members.items():
             parameters = [parameter for parameter in member.parameters() if parameter.requires_grad]
+            parameters = [parameter for parameter in parameters if id(parameter) not in elsewhere]
             if parameters:
                 groups.append({"params": parameters, "name": name})
                 if name == "balancer":
                     groups[-1]["weight_decay"] = 0.0  # decay would pull learned loss weights to their start values
-        return groups
+        return groups + [group for group in separate if group["params"]]
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build the optimizer on the parameter groups, and the scheduler."""

@@ -13,6 +13,7 @@ from lightning_mtl.callbacks.continual import (
     module_change,
     select_groups,
 )
+from lightning_mtl.callbacks.dynamic_pruning import DynamicPruning
 from lightning_mtl.callbacks.enhancement_panel import EnhancementPanel
 from lightning_mtl.callbacks.gradient_conflict import GradientConflict
 from lightning_mtl.callbacks.grokking import GrokkingDetector, GrokkingReport, GrokkingTimes, detect_grokking
@@ -26,6 +27,7 @@ __all__ = [
     "AffinityTable",
     "ContinualMetrics",
     "DarkExperienceReplay",
+    "DynamicPruning",
     "EnhancementPanel",
     "ExperienceReplay",
     "ForgettingPrioritizedFinetuning",

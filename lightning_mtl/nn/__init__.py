@@ -5,6 +5,20 @@ timm and segmentation_models_pytorch are imported by the constructors that need 
 
 from lightning_mtl.nn.architectures import MTAN, NDDRCNN, CrossStitch, LearningToBranch, MTINet, PADNet, TaskTree
 from lightning_mtl.nn.diffusion import DiffusersDenoiser, MLPDenoiser, NoiseSchedule
+from lightning_mtl.nn.dynamic_pruning import (
+    DynamicConv,
+    DynamicEncoder,
+    MacsCount,
+    MaskPredictor,
+    convert_to_dynamic,
+    count_macs,
+    dynamic_layers,
+    estimate_macs,
+    mask_cross_entropy,
+    mask_loss,
+    topk_mass_mask,
+    uniform_mask,
+)
 from lightning_mtl.nn.encoders import (
     FeatEnHancer,
     LeNetEncoder,
@@ -50,6 +64,8 @@ __all__ = [
     "DSelectK",
     "DeepLabV3PlusHead",
     "DiffusersDenoiser",
+    "DynamicConv",
+    "DynamicEncoder",
     "FCOSHead",
     "FPNHead",
     "FasterRCNNHead",
@@ -66,6 +82,8 @@ __all__ = [
     "MLPHead",
     "MMoE",
     "MTINet",
+    "MacsCount",
+    "MaskPredictor",
     "NoiseSchedule",
     "PADNet",
     "PooledHead",
@@ -85,6 +103,14 @@ __all__ = [
     "TinyDecoder",
     "UNetHead",
     "add_qk_norm",
+    "convert_to_dynamic",
+    "count_macs",
+    "dynamic_layers",
+    "estimate_macs",
+    "mask_cross_entropy",
+    "mask_loss",
     "scale_aware_attention",
     "scaled_lr",
+    "topk_mass_mask",
+    "uniform_mask",
 ]

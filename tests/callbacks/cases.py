@@ -71,3 +71,4 @@ WATCHERS = [
 # ForgettingPrioritizedFinetuning, ExperienceReplay and DarkExperienceReplay steer; tested in test_fpf.py.
 # InstabilityError and InstabilityWarning are what InstabilityMonitor raises; tested in test_instability.py.
 # EnhancementPanel needs a network with an enhancement; tested in test_enhancement_panel.py.
+# DynamicPruning needs dynamic convolutions and steers; tested in test_dynamic_pruning.py.

@@ -218,3 +218,8 @@ def features(spec: FeatureSpec, batch: int, size: int = 64) -> torch.Tensor | li
 # NoiseSchedule, MLPDenoiser and DiffusersDenoiser are parts of diffusion models, tested in test_diffusion.py.
 # CenteredOutputScale keeps a frozen copy of its network and is tested in test_output_scale.py.
 # FeatureEnhancement and ScaleAwareAggregation are the parts of FeatEnHancer, tested in test_feature_enhancement.py.
+# DynamicEncoder, DynamicConv and MaskPredictor train by a loss of their own, and MacsCount is what they cost; tested in
+# test_dynamic_pruning.py.
+# SlimmableLinear, SlimmableConv2d, SlimmableBatchNorm2d (of base SlimmableLayer), and the networks SlimmableMLP,
+# SlimmableResNet, SlimmableMLPHead and SlimmableConvHead (of SlimmableNetwork, SlimmableEncoder and SlimmableHead):
+# test_slimmable.py.
