@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
+import shutil
+import tempfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -50,8 +53,13 @@ def loader(table: Table | None = None, batch_size: int = 8) -> DataLoader[Any]:
     return DataLoader(table or Table(), batch_size=batch_size)
 
 
+_SCRATCH = tempfile.mkdtemp(prefix="lightning_mtl_tests_")  # what callbacks write does not go to the working folder
+atexit.register(shutil.rmtree, _SCRATCH, ignore_errors=True)
+
+
 def make_trainer(**arguments: Any) -> pl.Trainer:
     defaults: dict[str, Any] = {
+        "default_root_dir": _SCRATCH,
         "accelerator": "cpu",
         "logger": False,
         "enable_checkpointing": False,
