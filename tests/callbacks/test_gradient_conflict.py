@@ -125,7 +125,9 @@ class Manual(Foreign):
     [(Foreign, pl, [2, 4, 6, 8]), (ForeignOfTheOtherPackage, pytorch_lightning, [2, 4, 6, 8]), (Manual, pl, [3, 5, 7])],
     ids=["lightning.pytorch", "pytorch_lightning", "manual optimization"],
 )
-def test_it_watches_in_both_packages_and_with_several_optimizers(kind: Any, package: Any, looks: list[int]) -> None:
+def test_it_watches_in_both_packages_and_with_several_optimizers(
+    kind: Any, package: Any, looks: list[int], tmp_path: Path
+) -> None:
     found = []
     for watched in (False, True):
         torch.manual_seed(3)
@@ -133,6 +135,7 @@ def test_it_watches_in_both_packages_and_with_several_optimizers(kind: Any, pack
         watcher = GradientConflict(2, losses=lambda m, batch: m.losses(batch), shared=lambda m: m.trunk.parameters())
         trainer = package.Trainer(
             accelerator="cpu",
+            default_root_dir=tmp_path,
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
