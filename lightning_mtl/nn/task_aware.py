@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from lightning_mtl.nn.recorded import Recorded
 from lightning_mtl.nn.spec import FeatureSpec
 
+Features = Tensor | list[Tensor]
+"""Features of one task: a tensor, or a list of maps from the finest to the coarsest."""
+
 
 class SupervisedFeatures(NamedTuple):
     """Features of one task together with predictions that were made on the way to them and are trained too.
@@ -28,10 +31,6 @@ class SupervisedFeatures(NamedTuple):
     maps: list[Tensor]
     initial: list[Tensor]
     weight: float = 1.0
-
-
-Features = Tensor | list[Tensor] | SupervisedFeatures
-"""Features of one task: a tensor, a list of maps from the finest to the coarsest, or these with initial predictions."""
 
 
 class TaskAwareEncoder(nn.Module, Recorded, ABC):
@@ -74,7 +73,7 @@ class TaskAwareEncoder(nn.Module, Recorded, ABC):
 
     @abstractmethod
     def forward(self, inputs: Tensor) -> dict[str, Features]:
-        """Return the features of every task."""
+        """Return the features of every task, with its initial predictions where there are some."""
 
 
 def parameters_of(modules: Iterable[nn.Module]) -> list[nn.Parameter]:

@@ -136,7 +136,7 @@ class MTINet(PredictionEncoder):
         """Return the parameters of the encoder, of the features before distillation and of their propagation."""
         return parameters_of([self.encoder, self.branches, self.propagations])
 
-    def forward(self, inputs: Tensor) -> dict[str, SupervisedFeatures]:  # type: ignore[override]  # one form of features
+    def forward(self, inputs: Tensor) -> dict[str, SupervisedFeatures]:  # type: ignore[override]  # maps and more
         """Return the aggregated features and the initial predictions of every task."""
         maps = self.encoder(inputs)
         initial: dict[str, list[Tensor]] = {task: [] for task in self.task_names}

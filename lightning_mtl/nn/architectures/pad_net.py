@@ -182,7 +182,7 @@ class PADNet(PredictionEncoder):
         """Return all parameters but those of initial predictions, gates and messages, which belong to one task."""
         return parameters_of([self.encoder, self.join, self.branches])
 
-    def forward(self, inputs: Tensor) -> dict[str, SupervisedFeatures]:  # type: ignore[override]  # one form of features
+    def forward(self, inputs: Tensor) -> dict[str, SupervisedFeatures]:  # type: ignore[override]  # maps and more
         """Return the distilled features and the initial prediction of every task."""
         joined = self.join(self.encoder(inputs))
         features = {task: branch(joined) for task, branch in self.branches.items()}
