@@ -23,6 +23,7 @@ ORDER = {
     "balancers": 2,
     "module": 3,
     "callbacks": 4,
+    "controllable": 4,
     "diffusion": 4,
     "merging": 4,
     "adaptation": 4,

@@ -47,6 +47,20 @@ from lightning_mtl.nn.heads import (
 )
 from lightning_mtl.nn.output_scale import CenteredOutputScale, scaled_lr
 from lightning_mtl.nn.qk_norm import QKNormLinear, QKNormMultiheadAttention, add_qk_norm
+from lightning_mtl.nn.slimmable import (
+    SlimmableBatchNorm2d,
+    SlimmableConv2d,
+    SlimmableConvHead,
+    SlimmableEncoder,
+    SlimmableHead,
+    SlimmableLayer,
+    SlimmableLinear,
+    SlimmableMLP,
+    SlimmableMLPHead,
+    SlimmableNetwork,
+    SlimmableResNet,
+    make_divisible,
+)
 from lightning_mtl.nn.spec import FeatureSpec
 from lightning_mtl.nn.task_aware import SupervisedFeatures, TaskAwareEncoder
 from lightning_mtl.nn.tiny_decoder import TinyDecoder
@@ -94,6 +108,17 @@ __all__ = [
     "RetinaNetHead",
     "RotatedFeatures",
     "ScaleAwareAggregation",
+    "SlimmableBatchNorm2d",
+    "SlimmableConv2d",
+    "SlimmableConvHead",
+    "SlimmableEncoder",
+    "SlimmableHead",
+    "SlimmableLayer",
+    "SlimmableLinear",
+    "SlimmableMLP",
+    "SlimmableMLPHead",
+    "SlimmableNetwork",
+    "SlimmableResNet",
     "SmpEncoder",
     "SupervisedFeatures",
     "TaskAwareEncoder",
@@ -107,6 +132,7 @@ __all__ = [
     "count_macs",
     "dynamic_layers",
     "estimate_macs",
+    "make_divisible",
     "mask_cross_entropy",
     "mask_loss",
     "scale_aware_attention",
