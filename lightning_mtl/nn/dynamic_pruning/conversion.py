@@ -99,7 +99,11 @@ def convert_to_dynamic(
     for conv, norm, act, source in triples:
         if layers is not None and conv.name not in layers:
             continue
-        assert isinstance(conv.module, nn.Conv2d)
+        if not isinstance(conv.module, nn.Conv2d):
+            raise ValueError(
+                f"convert_to_dynamic: {conv.name} must be a Conv2d, got {type(conv.module).__name__}; leave it out of "
+                "layers."
+            )
         converted[conv.name] = DynamicConv(
             conv.module,
             norm.module,
