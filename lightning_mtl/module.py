@@ -211,6 +211,11 @@ class MultiTaskModule(pl.LightningModule):
         except TypeError as error:
             raise TypeError(f"task {name!r}: {error}") from error
 
+    def _parameters_of(self, name: str) -> Iterable[nn.Parameter]:
+        """Return the parameters that may get no gradient where this task has no label."""
+        idle = getattr(self.encoder, "idle_parameters", None)
+        return [*self.tasks[name].parameters(), *(idle() if callable(idle) else ())]
+
     def _check_tasks(self, names: Iterable[str]) -> None:
         unknown = [name for name in names if name not in self.tasks]
         if unknown:
@@ -324,7 +329,7 @@ class MultiTaskModule(pl.LightningModule):
                 continue
             share = world / rows[name][0]
             terms = [piece.loss * (piece.labels * share).to(piece.loss.dtype) for piece in mine]
-            losses[name] = cast(Tensor, sum(terms)) if terms else touch(self.tasks[name].parameters())
+            losses[name] = cast(Tensor, sum(terms)) if terms else touch(self._parameters_of(name))
             for piece in mine:
                 for part, value in piece.parts.items():
                     key, term = f"{name}/{part}", value * (piece.labels * share).to(value.dtype)
@@ -348,9 +353,9 @@ class MultiTaskModule(pl.LightningModule):
         finally:
             self._marks = None
         total = self.balancer(losses, shared=self.shared_parameters(), features=features, recompute=recompute)
-        idle = [parameter for name, task in self.tasks.items() if name not in losses for parameter in task.parameters()]
-        if idle:  # a head that takes no part this time gets a zero gradient, so that plain ddp goes on
-            total = total + touch(idle)
+        idle = [parameter for name in self.tasks if name not in losses for parameter in self._parameters_of(name)]
+        if idle:  # what takes no part this time gets a zero gradient, so that plain ddp goes on
+            total = total + touch(dict.fromkeys(idle))
         auxiliary = getattr(self.encoder, "auxiliary_loss", None)
         if callable(auxiliary):
             extra = auxiliary()

@@ -67,6 +67,10 @@ class TaskAwareEncoder(nn.Module, Recorded, ABC):
             )
         self.base_spec = spec
 
+    def idle_parameters(self) -> Iterable[nn.Parameter]:
+        """Return the parameters that may be left without a gradient where a task has no label."""
+        return self.parameters()
+
     @abstractmethod
     def shared_parameters(self) -> list[nn.Parameter]:
         """Return the parameters that more than one task trains."""

@@ -125,6 +125,14 @@ def test_one_task_is_enough_and_the_module_trains_with_a_gradient_balancer(case:
     assert losses[-1] < 0.7 * losses[0]
 
 
+@task_aware
+def test_every_parameter_takes_part_in_a_step_with_labels_of_one_task(case: TaskAwareCase) -> None:
+    module = MultiTaskModule(build(case), {t: Regression(head=PooledHead) for t in NAMES}).train()
+    inputs = torch.randn(4, *case.shape)
+    module.training_step((inputs, {"b": torch.randn(4, 1)})).backward()
+    assert [name for name, p in module.encoder.named_parameters() if p.grad is None] == []
+
+
 @pytest.mark.parametrize("tasks", [[], ["a", "a"]], ids=["none", "twice"])
 def test_tasks_that_are_none_or_come_twice_raise(tasks: list[str]) -> None:
     with pytest.raises(ValueError, match="tasks must be one or more different names"):
