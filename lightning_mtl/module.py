@@ -532,7 +532,7 @@ class MultiTaskModule(pl.LightningModule):
         self.eval()
         try:
             torch.onnx.export(
-                _Plain(self),
+                _Plain(self).eval(),
                 (inputs,),
                 str(path),
                 input_names=["inputs"],
@@ -555,10 +555,11 @@ class _Plain(nn.Module):
 
     def forward(self, inputs: Tensor) -> dict[str, Any]:
         features, size = self.encoder(inputs), _image_size(inputs)
-        return {
-            name: task(features[name] if isinstance(features, Mapping) else features, size)
-            for name, task in self.tasks.items()
-        }
+        predictions = {}
+        for name, task in self.tasks.items():
+            own = features[name] if isinstance(features, Mapping) else features
+            predictions[name] = task(own.maps if isinstance(own, SupervisedFeatures) else own, size)
+        return predictions
 
 
 class _Touch(torch.autograd.Function):

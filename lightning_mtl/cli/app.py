@@ -13,7 +13,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 
 import lightning_mtl
 from lightning_mtl.callbacks.results_table import ResultsTable
-from lightning_mtl.cli import affinity, benchmark, compare, recipes
+from lightning_mtl.cli import affinity, benchmark, compare, recipes, subnet
 from lightning_mtl.cli.errors import ConciseParser, fail
 from lightning_mtl.data.errors import DataFileError, DatasetNotFoundError, EmptySplitError
 
@@ -22,12 +22,13 @@ _OTHER_COMMANDS = {
     "compare": compare.main,
     "benchmark": benchmark.main,
     "affinity": affinity.main,
+    "subnet": subnet.main,
 }
 _EPILOG = (
-    "Four further subcommands: recipes, to list the configuration files that come with the package or copy one; "
+    "Five further subcommands: recipes, to list the configuration files that come with the package or copy one; "
     "compare, to put finished runs side by side; benchmark, to train one recipe with several balancers and seeds, and "
     "its single-task baselines; affinity, to choose from a run with the TaskAffinity callback which tasks to train "
-    "together. They have their own --help."
+    "together; subnet, to cut a network of chosen widths out of a controllable one. They have their own --help."
 )
 _FAILURES = (MisconfigurationException, DatasetNotFoundError, DataFileError, EmptySplitError)
 """Errors of a run that the user can mend by its settings or data; their message says all there is to say."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lightning_mtl import MultiTaskModule
 from lightning_mtl.balancers import FAMO, MGDA
+from lightning_mtl.module import _Plain
 from lightning_mtl.nn import ConvHead, FeatEnHancer, MLPEncoder, MTINet, PADNet, SupervisedFeatures
 from lightning_mtl.nn.architectures.mti_net import FeaturePropagation
 from lightning_mtl.nn.architectures.pad_net import JoinedMaps, PredictionEncoder, SpatialDistillation
@@ -199,6 +200,14 @@ def test_a_second_pass_gives_the_same_losses(cls: Any) -> None:
     assert module._recompute is not None
     first = {name: loss.detach() for name, loss in module.task_losses(batch).items()}
     torch.testing.assert_close({name: loss.detach() for name, loss in module._recompute().items()}, first)
+
+
+@pytest.mark.parametrize("cls", [PADNet, MTINet])
+def test_what_is_exported_gives_the_final_predictions(cls: Any) -> None:
+    module = make_module(cls).eval()
+    inputs, _ = make_batch()
+    with torch.no_grad():
+        torch.testing.assert_close(_Plain(module).eval()(inputs), module(inputs))
 
 
 def test_predictions_per_sample_are_the_mean_of_the_initial_maps() -> None:
