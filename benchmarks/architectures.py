@@ -1,20 +1,28 @@
 """Parameters and multiplications of every architecture beside hard sharing, as a Markdown table.
 
-    python benchmarks/architectures.py [--model resnet18] [--size 96 128] [--tasks 3]
+    python benchmarks/architectures.py [--model resnet18] [--size 96 128] [--tasks 3] [--rounds 0]
 
 Counts a forward pass of one image in evaluation through the encoder with its architecture, without the heads, which are
 the same for all. FLOPs are those of torch.utils.flop_counter (convolutions and matrix products, two per
 multiplication). TaskExpert, PADNet and MTINet hand on one map of 64 channels instead of four maps, so that their heads
 are lighter; the initial predictions of the last two are counted, with one channel a task.
+
+With --rounds N the last column is the time of a training pass (forward and backward, 4 images, one thread, all tasks)
+as a multiple of hard sharing's: the median over N rounds, in each of which the two take turns.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import statistics
+import time
 from collections.abc import Callable
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_mtl.nn import (
@@ -41,11 +49,29 @@ def expert(spec: FeatureSpec) -> nn.Module:
     return ConvExpert(spec)
 
 
+def seconds(encoder: nn.Module, images: Tensor) -> float:
+    """Return the time of a forward and a backward pass, in training."""
+    start = time.perf_counter()
+    output = encoder(images)
+    found = output.values() if isinstance(output, dict) else [output]
+    tensors = [t for features in found for t in nested(features)]
+    torch.stack([t.square().mean() for t in tensors]).sum().backward()
+    return time.perf_counter() - start
+
+
+def nested(features: object) -> list[Tensor]:
+    """Return the tensors of nested features."""
+    if isinstance(features, Tensor):
+        return [features]
+    return [t for member in features for t in nested(member)] if isinstance(features, list | tuple) else []
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="resnet18", help="a convolutional model of timm")
     parser.add_argument("--size", type=int, nargs=2, default=(96, 128), metavar=("H", "W"))
     parser.add_argument("--tasks", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=0, help="rounds of timing; 0 leaves the times out")
     arguments = parser.parse_args()
     tasks = [f"task{i}" for i in range(arguments.tasks)]
     tree = [[0] * len(tasks), [0] * len(tasks), [0] * len(tasks), list(range(len(tasks)))]
@@ -69,7 +95,15 @@ def main() -> None:
         "`MTINet`, 64 channels": lambda: MTINet(trunk(), dict.fromkeys(tasks, 1)),
     }
     image = torch.randn(1, 3, *arguments.size)
-    print("| architecture | parameters | x | GFLOPs | x |\n|---|---|---|---|---|")
+    images = torch.randn(4, 3, *arguments.size)
+    timed = arguments.rounds > 0
+    print(
+        "| architecture | parameters | x | GFLOPs | x |"
+        + " time x |" * timed
+        + "\n|---|---|---|---|---|"
+        + "---|" * timed
+    )
+    reference = trunk().train()
     first: tuple[int, int] | None = None
     for name, build in builds.items():
         encoder = build().eval()
@@ -78,10 +112,13 @@ def main() -> None:
             encoder(image)
         flops = counter.get_total_flops()
         first = first or (parameters, flops)
-        print(
-            f"| {name} | {parameters / 1e6:.2f} M | {parameters / first[0]:.2f} "
-            f"| {flops / 1e9:.2f} | {flops / first[1]:.2f} |"
-        )
+        line = f"| {name} | {parameters / 1e6:.2f} M | {parameters / first[0]:.2f} "
+        line += f"| {flops / 1e9:.2f} | {flops / first[1]:.2f} |"
+        if timed:
+            encoder.train()
+            pairs = [(seconds(encoder, images), seconds(reference, images)) for _ in range(arguments.rounds + 1)][1:]
+            line += f" {statistics.median(own / plain for own, plain in pairs):.2f} |"
+        print(line, flush=True)
 
 
 if __name__ == "__main__":
