@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import lightning.pytorch as pl
@@ -14,7 +13,9 @@ from lightning.fabric.utilities.apply_func import move_data_to_device
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.seed import isolate_rng
-from torch import Tensor, nn
+from torch import Tensor
+
+from lightning_mtl.functional.modes import modes_kept
 
 _SMALLEST_CELL = 96  # pixels; "prediction" fits above it
 _GAP = 4
@@ -110,7 +111,8 @@ class Panels(Callback, ABC):
         folder = trainer.log_dir or trainer.default_root_dir  # exchanged between the processes, so all ask for it
         if not self._samples:
             return
-        with isolate_rng(), torch.no_grad(), _evaluating(pl_module):
+        with isolate_rng(), torch.no_grad(), modes_kept(pl_module):
+            pl_module.eval()
             rows = [row for sample in self._samples for row in self.rows(trainer, pl_module, *sample)]
         if trainer.is_global_zero:
             self._log(trainer, _stack(rows), folder)
@@ -158,17 +160,6 @@ def _first(value: Any, count: int) -> Any:
     if isinstance(value, Mapping):
         return {key: _first(item, count) for key, item in value.items()}
     return value[:count].clone() if isinstance(value, Tensor) else value[:count]
-
-
-@contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    modes = [(child, child.training) for child in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for child, training in modes:
-            child.training = training
 
 
 def _stack(rows: list[Row]) -> Tensor:

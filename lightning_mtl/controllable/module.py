@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_mtl.balancers.base import Balancer
 from lightning_mtl.data.samplers import mix_seed
+from lightning_mtl.functional.modes import modes_kept
 from lightning_mtl.losses.distillation.configuration_invariant import ci_kd_loss
 from lightning_mtl.module import MultiTaskModule, _Losses, _Piece
 from lightning_mtl.nn.slimmable import SlimmableBatchNorm2d, SlimmableEncoder, SlimmableHead
@@ -346,8 +347,7 @@ class ControllableModule(MultiTaskModule):
             inputs: Training inputs, one batch each.
         """
         norms = [module for module in self.modules() if isinstance(module, SlimmableBatchNorm2d)]
-        training = {module: module.training for module in self.modules()}
-        with self.at(config):
+        with self.at(config), modes_kept(self):
             own = [norm.active_statistics() for norm in norms]
             momenta = [norm.momentum for norm in own]
             try:
@@ -362,8 +362,6 @@ class ControllableModule(MultiTaskModule):
             finally:
                 for norm, momentum in zip(own, momenta, strict=True):
                     norm.momentum = momentum
-                for module, state in training.items():
-                    module.training = state
 
     def evaluate(self, config: WidthConfig, batches: Iterable[Any]) -> dict[str, dict[str, float]]:
         """Return task -> metric -> value of a configuration.

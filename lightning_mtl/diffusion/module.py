@@ -22,6 +22,7 @@ from lightning_mtl.diffusion.denoising import (
     predict_noise,
     squared_error,
 )
+from lightning_mtl.functional.modes import modes_kept
 from lightning_mtl.module import MultiTaskModule
 from lightning_mtl.nn.diffusion import NoiseSchedule
 from lightning_mtl.tasks.base import Task
@@ -335,16 +336,12 @@ class DiffusionTaskModule(MultiTaskModule):
                 f"DiffusionTaskModule: condition is {self.condition!r}, so labels must be "
                 f"{'left out' if self.condition is None else 'given'}."
             )
-        modes = [(part, part.training) for part in network.modules()]
-        network.eval()
-        try:
+        with modes_kept(network):
+            network.eval()
             sample = torch.randn((num_samples, *size), generator=generator, device=self.device)
             steps = self.schedule.sampling_timesteps(num_steps)
             for timestep, previous in zip(steps, [*steps[1:], -1], strict=True):
                 timesteps = torch.full((num_samples,), timestep, device=self.device)
                 noise = predict_noise(network, sample.to(self.dtype), timesteps, labels).to(sample.dtype)
                 sample = self.schedule.step_back(sample, noise, timestep, previous, eta, clip, generator)
-        finally:
-            for part, training in modes:
-                part.training = training
         return sample

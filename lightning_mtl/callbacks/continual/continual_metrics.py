@@ -22,6 +22,7 @@ from lightning_mtl.callbacks.continual.stream import (
     publish_numbers,
 )
 from lightning_mtl.callbacks.figures import publish_figure
+from lightning_mtl.functional.modes import modes_kept
 from lightning_mtl.metrics.continual import average_accuracy, backward_transfer, forgetting, forward_transfer
 
 if TYPE_CHECKING:
@@ -154,26 +155,22 @@ class ContinualMetrics(StreamCallback):
         loaders = self.loaders
         if loaders is None:
             loaders = datamodule_ability(trainer, "task_dataloaders")(self.split)
-        modes = [(child, child.training) for child in module.modules()]
-        module.eval()
         counts = []
-        try:
-            with (
-                isolate_rng(),
-                torch.no_grad(),
-                untouched_buffers(module),
-                trainer.precision_plugin.forward_context(),
-            ):
-                for loader in loaders:
-                    correct = total = 0
-                    for batch in loader:
-                        converted = trainer.precision_plugin.convert_input(move_data_to_device(batch, module.device))
-                        right, seen = (self.count_fn or count_correct)(module, converted)
-                        correct, total = correct + right, total + seen
-                    counts.append((correct, total))
-        finally:
-            for child, training in modes:
-                child.training = training
+        with (
+            modes_kept(module),
+            isolate_rng(),
+            torch.no_grad(),
+            untouched_buffers(module),
+            trainer.precision_plugin.forward_context(),
+        ):
+            module.eval()
+            for loader in loaders:
+                correct = total = 0
+                for batch in loader:
+                    converted = trainer.precision_plugin.convert_input(move_data_to_device(batch, module.device))
+                    right, seen = (self.count_fn or count_correct)(module, converted)
+                    correct, total = correct + right, total + seen
+                counts.append((correct, total))
         table = torch.tensor(counts, dtype=torch.float64, device=trainer.strategy.root_device)
         if trainer.world_size > 1:
             table = trainer.strategy.reduce(table, reduce_op="sum")

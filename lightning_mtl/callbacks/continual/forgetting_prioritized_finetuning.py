@@ -46,6 +46,7 @@ from lightning_mtl.callbacks.continual.stream import (
     refuse_sharded,
 )
 from lightning_mtl.data.continual.buffer import ReplayBuffer, take
+from lightning_mtl.functional.modes import modes_kept
 from lightning_mtl.losses.base import LabelledLoss
 from lightning_mtl.losses.distillation.logit_matching import LogitMatching
 
@@ -410,16 +411,16 @@ class ForgettingPrioritizedFinetuning(ReplayCallback):
 
     def _buffer_loss(self, trainer: pl.Trainer, module: pl.LightningModule) -> float:
         """Return the module's loss on the whole memory, in evaluation mode."""
-        modes = [(child, child.training) for child in module.modules()]
-        module.eval()
         total = 0.0
-        try:
-            with torch.no_grad(), untouched_buffers(module), trainer.precision_plugin.forward_context():
-                for samples in self._chunks(module):
-                    total += float(replay_loss(module, samples["batch"], self.loss_fn)) * len(samples["task"])
-        finally:
-            for child, training in modes:
-                child.training = training
+        with (
+            modes_kept(module),
+            torch.no_grad(),
+            untouched_buffers(module),
+            trainer.precision_plugin.forward_context(),
+        ):
+            module.eval()
+            for samples in self._chunks(module):
+                total += float(replay_loss(module, samples["batch"], self.loss_fn)) * len(samples["task"])
         return total / len(self.memory)
 
     def _gradient_scores(

@@ -11,6 +11,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
 
 from lightning_mtl.functional.gradients import tensor_hooks_off
+from lightning_mtl.functional.modes import modes_kept
 
 
 @contextmanager
@@ -27,17 +28,15 @@ def undisturbed(module: nn.Module, training: bool = False) -> Iterator[None]:
         module: The module that will be run.
         training: Leave the modes of the module and its parts as they are.
     """
-    modes = [(child, child.training) for child in module.modules()]
     buffers = [
         (child, name, buffer)
         for child in module.modules()
         for name, buffer in child.named_buffers(recurse=False, remove_duplicate=False)
     ]
     device = next((tensor.device.type for tensor in (*module.parameters(), *module.buffers())), "cpu")
-    if not training:
-        module.eval()
     try:
         with (
+            modes_kept(module),
             isolate_rng(),
             tensor_hooks_off(list(module.parameters())),
             torch.inference_mode(False),
@@ -45,13 +44,13 @@ def undisturbed(module: nn.Module, training: bool = False) -> Iterator[None]:
             torch.autocast(device, enabled=False),
             _uncompiled(),
         ):
+            if not training:
+                module.eval()
             copies = {id(buffer): buffer.detach().clone() for _, _, buffer in buffers}
             for child, name, buffer in buffers:
                 setattr(child, name, copies[id(buffer)])
             yield
     finally:
-        for child, mode in modes:
-            child.training = mode
         for child, name, buffer in buffers:
             setattr(child, name, buffer)
 
