@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Sequence
 from typing import cast
 
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_mtl.nn.task_aware import TaskAwareEncoder
 
@@ -44,3 +45,40 @@ class StagedEncoder(TaskAwareEncoder):
                 f"{len(self.parts)}."
             )
         self.feature_spec = dict.fromkeys(self.task_names, self.base_spec)
+
+
+def copies(part: nn.Module, count: int) -> nn.ModuleList:
+    """Return a stage and as many copies of it as make ``count``; all start alike."""
+    return nn.ModuleList(part if i == 0 else copy.deepcopy(part) for i in range(count))
+
+
+def share_of_others(owner: str, self_weight: float, num_tasks: int) -> float:
+    """Return what each other task weighs at the start, where a task weighs ``self_weight`` itself.
+
+    Raises:
+        ValueError: If ``self_weight`` is not in (0, 1].
+    """
+    if not 0 < self_weight <= 1:
+        raise ValueError(f"{owner}: self_weight must be in (0, 1], got {self_weight}.")
+    return (1 - self_weight) / max(num_tasks - 1, 1)
+
+
+def along_paths(
+    inputs: Tensor, tasks: Sequence[str], paths: Sequence[Sequence[int]], node: Callable[[int, int], nn.Module]
+) -> dict[str, list[Tensor]]:
+    """Return the maps of every task along its path through a tree of stages; shared nodes are computed once.
+
+    Args:
+        inputs: What the first stage reads.
+        tasks: Names of the tasks.
+        paths: For every stage, the node that each task takes.
+        node: Callable ``(stage, node) -> module``.
+    """
+    found: dict[str, list[Tensor]] = {task: [] for task in tasks}
+    for number, stage in enumerate(paths):
+        computed: dict[int, Tensor] = {}
+        for task, taken in zip(tasks, stage, strict=True):
+            if taken not in computed:
+                computed[taken] = node(number, taken)(found[task][-1] if found[task] else inputs)
+            found[task].append(computed[taken])
+    return found

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 
-from lightning_mtl.nn.architectures.base import StagedEncoder
+from lightning_mtl.nn.architectures.base import StagedEncoder, copies, share_of_others
 from lightning_mtl.nn.task_aware import parameters_of
 
 
@@ -27,7 +26,7 @@ class CrossStitchUnit(nn.Module):
 
     def __init__(self, num_tasks: int, channels: int, self_weight: float) -> None:
         super().__init__()
-        others = (1 - self_weight) / max(num_tasks - 1, 1)
+        others = share_of_others("CrossStitch", self_weight, num_tasks)
         weights = torch.full((num_tasks, num_tasks), others).fill_diagonal_(self_weight if num_tasks > 1 else 1.0)
         self.weights = nn.Parameter(weights[:, :, None].repeat(1, 1, channels))
 
@@ -71,14 +70,10 @@ class CrossStitch(StagedEncoder):
         granularity: Literal["channel", "map"] = "channel",
     ) -> None:
         super().__init__(encoder, tasks)
-        if not 0 < self_weight <= 1:
-            raise ValueError(f"CrossStitch: self_weight must be in (0, 1], got {self_weight}.")
         if granularity not in ("channel", "map"):
             raise ValueError(f"CrossStitch: granularity must be 'channel' or 'map', got {granularity!r}.")
         count = len(self.task_names)
-        self.networks = nn.ModuleList(
-            nn.ModuleList(part if i == 0 else copy.deepcopy(part) for i in range(count)) for part in self.parts
-        )
+        self.networks = nn.ModuleList(copies(part, count) for part in self.parts)
         self.units = nn.ModuleList(
             CrossStitchUnit(count, channels if granularity == "channel" else 1, self_weight)
             for channels in self.base_spec.channels
@@ -92,8 +87,8 @@ class CrossStitch(StagedEncoder):
         """Return the mixed maps of every task."""
         found: list[Tensor] = []
         current = [inputs] * len(self.task_names)
-        for copies, unit in zip(self.networks, self.units, strict=True):
-            read = [stage(x) for stage, x in zip(cast(nn.ModuleList, copies), current, strict=True)]
+        for stages, unit in zip(self.networks, self.units, strict=True):
+            read = [stage(x) for stage, x in zip(cast(nn.ModuleList, stages), current, strict=True)]
             mixed = unit(torch.stack(read))
             current = list(mixed.unbind())
             found.append(mixed)

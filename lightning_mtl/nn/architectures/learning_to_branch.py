@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 from collections.abc import Sequence
 from typing import cast
@@ -11,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_mtl.nn.architectures.base import StagedEncoder
+from lightning_mtl.nn.architectures.base import StagedEncoder, along_paths, copies
 from lightning_mtl.nn.task_aware import parameters_of
 
 
@@ -74,10 +73,7 @@ class LearningToBranch(StagedEncoder):
             raise ValueError(f"LearningToBranch: decay must be in (0, 1], got {decay}.")
         count = len(self.task_names)
         sizes = [num_nodes or count] * (len(self.parts) - 1) + [count]
-        self.nodes = nn.ModuleList(
-            nn.ModuleList(part if i == 0 else copy.deepcopy(part) for i in range(size))
-            for part, size in zip(self.parts, sizes, strict=True)
-        )
+        self.nodes = nn.ModuleList(copies(part, size) for part, size in zip(self.parts, sizes, strict=True))
         self.parent_logits = nn.ParameterList(
             nn.Parameter(torch.zeros(size, below)) for below, size in itertools.pairwise(sizes)
         )
@@ -118,12 +114,6 @@ class LearningToBranch(StagedEncoder):
         }
 
     def _likeliest(self, inputs: Tensor) -> dict[str, list[Tensor]]:
-        found: dict[str, list[Tensor]] = {task: [] for task in self.task_names}
-        for nodes, stage in zip(self.nodes, self.tree(), strict=True):
-            computed: dict[int, Tensor] = {}
-            for task, node in zip(self.task_names, stage, strict=True):
-                if node not in computed:
-                    below = found[task][-1] if found[task] else inputs
-                    computed[node] = cast(nn.ModuleList, nodes)[node](below)
-                found[task].append(computed[node])
-        return found
+        return along_paths(
+            inputs, self.task_names, self.tree(), lambda stage, node: cast(nn.ModuleList, self.nodes[stage])[node]
+        )

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from lightning_mtl.nn.architectures.base import StagedEncoder
+from lightning_mtl.nn.architectures.base import StagedEncoder, copies, share_of_others
 from lightning_mtl.nn.task_aware import parameters_of
 
 
@@ -29,7 +28,7 @@ class NDDRLayer(nn.Module):
     def __init__(self, num_tasks: int, task: int, channels: int, self_weight: float) -> None:
         super().__init__()
         conv = nn.Conv2d(num_tasks * channels, channels, 1, bias=False)
-        others = (1 - self_weight) / max(num_tasks - 1, 1)
+        others = share_of_others("NDDRCNN", self_weight, num_tasks)
         blocks = [torch.eye(channels) * (self_weight if j == task else others) for j in range(num_tasks)]
         conv.weight.data.copy_(torch.cat(blocks, dim=1)[:, :, None, None])
         self.layers = nn.Sequential(conv, nn.BatchNorm2d(channels), nn.ReLU())
@@ -70,12 +69,8 @@ class NDDRCNN(StagedEncoder):
 
     def __init__(self, encoder: nn.Module, tasks: Sequence[str], self_weight: float = 0.9) -> None:
         super().__init__(encoder, tasks)
-        if not 0 < self_weight <= 1:
-            raise ValueError(f"NDDRCNN: self_weight must be in (0, 1], got {self_weight}.")
         count = len(self.task_names)
-        self.networks = nn.ModuleList(
-            nn.ModuleList(part if i == 0 else copy.deepcopy(part) for i in range(count)) for part in self.parts
-        )
+        self.networks = nn.ModuleList(copies(part, count) for part in self.parts)
         self.fusions = nn.ModuleList(
             nn.ModuleList(NDDRLayer(count, i, channels, self_weight) for i in range(count))
             for channels in self.base_spec.channels
@@ -89,8 +84,8 @@ class NDDRCNN(StagedEncoder):
         """Return the fused maps of every task."""
         found: list[list[Tensor]] = []
         current = [inputs] * len(self.task_names)
-        for copies, fusions in zip(self.networks, self.fusions, strict=True):
-            read = [stage(x) for stage, x in zip(cast(nn.ModuleList, copies), current, strict=True)]
+        for stages, fusions in zip(self.networks, self.fusions, strict=True):
+            read = [stage(x) for stage, x in zip(cast(nn.ModuleList, stages), current, strict=True)]
             joined = torch.cat(read, dim=1)
             current = [fusion(joined) for fusion in cast(nn.ModuleList, fusions)]
             found.append(current)

@@ -8,7 +8,7 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from lightning_mtl.nn.architectures.base import StagedEncoder
+from lightning_mtl.nn.architectures.base import StagedEncoder, along_paths
 from lightning_mtl.nn.task_aware import parameters_of
 
 
@@ -80,12 +80,9 @@ class TaskTree(StagedEncoder):
 
     def forward(self, inputs: Tensor) -> dict[str, list[Tensor]]:  # type: ignore[override]  # lists are features too
         """Return the maps along the path of every task."""
-        found: dict[str, list[Tensor]] = {task: [] for task in self.task_names}
-        for modules, stage in zip(self.stages, self.branches, strict=True):
-            computed: dict[int, Tensor] = {}
-            for task, branch in zip(self.task_names, stage, strict=True):
-                if branch not in computed:
-                    below = found[task][-1] if found[task] else inputs
-                    computed[branch] = cast(nn.ModuleDict, modules)[str(branch)](below)
-                found[task].append(computed[branch])
-        return found
+        return along_paths(
+            inputs,
+            self.task_names,
+            self.branches,
+            lambda stage, branch: cast(nn.ModuleDict, self.stages[stage])[str(branch)],
+        )
