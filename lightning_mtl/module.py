@@ -193,13 +193,11 @@ class MultiTaskModule(pl.LightningModule):
             self._marks.mark(place)
 
     def _features_of(self, features: Any, name: str) -> Any:
-        if isinstance(features, Mapping):
-            if name not in features:
-                raise ValueError(
-                    f"{type(self.encoder).__name__}: gave features for the tasks {list(features)}, not for {name!r}."
-                )
-            features = features[name]
-        return features.maps if isinstance(features, SupervisedFeatures) else features
+        if isinstance(features, Mapping) and name not in features:
+            raise ValueError(
+                f"{type(self.encoder).__name__}: gave features for the tasks {list(features)}, not for {name!r}."
+            )
+        return _head_features(features, name)
 
     def _initial_predictions(self, features: Any, name: str, size: tuple[int, int] | None) -> tuple[list[Any], float]:
         """Return the predictions that the encoder made for a task on the way to its features, and their weight."""
@@ -211,10 +209,11 @@ class MultiTaskModule(pl.LightningModule):
         except TypeError as error:
             raise TypeError(f"task {name!r}: {error}") from error
 
-    def _parameters_of(self, name: str) -> Iterable[nn.Parameter]:
-        """Return the parameters that may get no gradient where this task has no label."""
+    def _idle_parameters(self, names: Sequence[str]) -> Iterable[nn.Parameter]:
+        """Return the parameters that may get no gradient where these tasks have no label."""
         idle = getattr(self.encoder, "idle_parameters", None)
-        return [*self.tasks[name].parameters(), *(idle() if callable(idle) else ())]
+        heads = [parameter for name in names for parameter in self.tasks[name].parameters()]
+        return [*heads, *(idle() if callable(idle) else ())]
 
     def _check_tasks(self, names: Iterable[str]) -> None:
         unknown = [name for name in names if name not in self.tasks]
@@ -329,7 +328,7 @@ class MultiTaskModule(pl.LightningModule):
                 continue
             share = world / rows[name][0]
             terms = [piece.loss * (piece.labels * share).to(piece.loss.dtype) for piece in mine]
-            losses[name] = cast(Tensor, sum(terms)) if terms else touch(self._parameters_of(name))
+            losses[name] = cast(Tensor, sum(terms)) if terms else touch(self._idle_parameters([name]))
             for piece in mine:
                 for part, value in piece.parts.items():
                     key, term = f"{name}/{part}", value * (piece.labels * share).to(value.dtype)
@@ -353,9 +352,9 @@ class MultiTaskModule(pl.LightningModule):
         finally:
             self._marks = None
         total = self.balancer(losses, shared=self.shared_parameters(), features=features, recompute=recompute)
-        idle = [parameter for name in self.tasks if name not in losses for parameter in self._parameters_of(name)]
+        idle = [name for name in self.tasks if name not in losses]
         if idle:  # what takes no part this time gets a zero gradient, so that plain ddp goes on
-            total = total + touch(dict.fromkeys(idle))
+            total = total + touch(self._idle_parameters(idle))
         auxiliary = getattr(self.encoder, "auxiliary_loss", None)
         if callable(auxiliary):
             extra = auxiliary()
@@ -555,11 +554,13 @@ class _Plain(nn.Module):
 
     def forward(self, inputs: Tensor) -> dict[str, Any]:
         features, size = self.encoder(inputs), _image_size(inputs)
-        predictions = {}
-        for name, task in self.tasks.items():
-            own = features[name] if isinstance(features, Mapping) else features
-            predictions[name] = task(own.maps if isinstance(own, SupervisedFeatures) else own, size)
-        return predictions
+        return {name: task(_head_features(features, name), size) for name, task in self.tasks.items()}
+
+
+def _head_features(features: Any, name: str) -> Any:
+    """Return what the head of a task reads."""
+    own = features[name] if isinstance(features, Mapping) else features
+    return own.maps if isinstance(own, SupervisedFeatures) else own
 
 
 class _Touch(torch.autograd.Function):
