@@ -7,11 +7,11 @@ from typing import Any, cast
 
 import lightning.pytorch as pl
 import torch
-import torch.distributed as dist
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
+from lightning_mtl.balancers.base import mean_over_ranks
 from lightning_mtl.callbacks.figures import publish_figure
 from lightning_mtl.callbacks.grokking.undisturbed import undisturbed
 from lightning_mtl.functional.gradients import flat_tensors, gramian, gramian_cosines
@@ -194,11 +194,7 @@ class TimestepAffinity(Callback):
                 loss = self.loss(module, batch, timestep) if self.loss else module.timestep_loss(batch, timestep)
                 row = row + size / samples * output_gradients(loss, parameters, torch.ones(1, 1))[0]
             rows.append(row)
-        matrix = torch.stack(rows)
-        if trainer.world_size > 1:
-            dist.all_reduce(matrix)
-            matrix /= trainer.world_size
-        return gramian_cosines(gramian(matrix))
+        return gramian_cosines(gramian(mean_over_ranks(torch.stack(rows))))
 
     def draw(self) -> Any:
         """Return the figure: the matrix on the left, means by gap on the right."""
