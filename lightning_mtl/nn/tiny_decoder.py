@@ -90,16 +90,29 @@ class DecoderAttention(nn.Module):
         self.k_norm = nn.Identity() if qk_norm is None else build_norm(qk_norm, self.head_dim, eps)
         self.proj = nn.Linear(dim, dim, bias=False)
 
-    def forward(self, inputs: Tensor, rotation: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        """Return the attended values."""
+    def forward(
+        self, inputs: Tensor, rotation: tuple[Tensor, Tensor] | None = None, mask: Tensor | None = None
+    ) -> Tensor:
+        """Return the attended values.
+
+        Args:
+            inputs: ``(B, L, D)``.
+            rotation: Cosines and sines of rotary positions.
+            mask: Boolean, broadcast to ``(B, num_heads, L, L)``, true where a row may see a column. It is joined with
+                the causal order where there is one.
+        """
         batch, length, dim = inputs.shape
         qkv = self.qkv(inputs).view(batch, length, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
         query, key, value = qkv.unbind(0)
         query, key = self.q_norm(query), self.k_norm(key)
         if rotation is not None:
             query, key = rotate(query, *rotation), rotate(key, *rotation)
+        if mask is not None and self.causal:
+            mask = mask & torch.ones(length, length, dtype=torch.bool, device=inputs.device).tril()
         dropout = self.dropout if self.training else 0.0
-        attended = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=self.causal)
+        attended = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=self.causal and mask is None
+        )
         return cast(Tensor, self.proj(attended.transpose(1, 2).reshape(batch, length, dim)))
 
 
@@ -140,9 +153,11 @@ class DecoderBlock(nn.Module):
         self.fc2 = nn.Linear(hidden, dim, bias=False)
         self.drop = nn.Dropout(dropout)
 
-    def forward(self, inputs: Tensor, rotation: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        """Return the residual stream after the block."""
-        states = inputs + self.drop(self.attn(self.norm1(inputs), rotation))
+    def forward(
+        self, inputs: Tensor, rotation: tuple[Tensor, Tensor] | None = None, mask: Tensor | None = None
+    ) -> Tensor:
+        """Return the residual stream after the block; ``mask`` as in :class:`DecoderAttention`."""
+        states = inputs + self.drop(self.attn(self.norm1(inputs), rotation, mask))
         return cast(Tensor, states + self.drop(self.fc2(F.gelu(self.fc1(self.norm2(states))))))
 
 
