@@ -45,7 +45,7 @@ def rotate(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
     Shape:
         - states: ``(..., L, D)``; channel ``i`` is paired with ``i + D / 2``.
-        - cos, sin: ``(L, D / 2)``.
+        - cos, sin: ``(L, D / 2)``, or with leading dimensions that fit.
 
     References:
         Su, Lu, Pan, Murtadha, Wen, Liu. *RoFormer: Enhanced Transformer with Rotary Position Embedding*. 2021.
@@ -269,11 +269,13 @@ class TinyDecoder(nn.Module, Recorded):
         left_out = {id(p) for part in (self.embedding, self.positions, self.head) if part for p in part.parameters()}
         return sum(parameter.numel() for parameter in self.parameters() if id(parameter) not in left_out)
 
-    def features(self, tokens: Tensor) -> Tensor:
+    def features(self, tokens: Tensor, position_ids: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """Return what the head reads.
 
         Args:
             tokens: ``(B, L)``.
+            position_ids: ``(B, L)``, position of every token, 0, 1, 2, ... by default.
+            mask: Who may see whom, as in :class:`DecoderAttention`.
 
         Returns:
             ``(B, L, D)``.
@@ -285,17 +287,21 @@ class TinyDecoder(nn.Module, Recorded):
                 "raise max_length."
             )
         states = self.embedding(tokens)
+        where: slice | Tensor = slice(length) if position_ids is None else position_ids
         if self.positions is not None:
-            states = states + self.positions.weight[:length]
+            states = states + self.positions.weight[where]
         states = self.drop(states)
-        rotation = (cast(Tensor, self.cos)[:length], cast(Tensor, self.sin)[:length]) if self._rotary else None
+        rotation = None
+        if self._rotary:
+            cos, sin = cast(Tensor, self.cos)[where], cast(Tensor, self.sin)[where]
+            rotation = (cos, sin) if position_ids is None else (cos.unsqueeze(1), sin.unsqueeze(1))  # one for all heads
         for block in self.blocks:
-            states = block(states, rotation)
+            states = block(states, rotation, mask)
         return cast(Tensor, self.norm(states))
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, position_ids: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """Return the logits of the next token at every position, or the features without a head."""
-        states = self.features(tokens)
+        states = self.features(tokens, position_ids, mask)
         return states if self.head is None else cast(Tensor, self.head(states))
 
     @torch.no_grad()
