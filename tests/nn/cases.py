@@ -20,7 +20,9 @@ from lightning_mtl.nn import (
     DSelectK,
     FeatEnHancer,
     FeatureSpec,
+    FirstTokenHead,
     FPNHead,
+    IdentityHead,
     LearningToBranch,
     LeNetEncoder,
     LinearHead,
@@ -37,6 +39,7 @@ from lightning_mtl.nn import (
     TaskExpert,
     TaskTree,
     TimmEncoder,
+    TokenHead,
     UNetHead,
 )
 
@@ -169,6 +172,7 @@ class HeadCase:
     spec: FeatureSpec
     build: Callable[[FeatureSpec, int], nn.Module]
     stride: int | None = None
+    per_token: bool = False
     smallest_training_batch: int = 1
 
 
@@ -178,6 +182,10 @@ HEADS = [
     HeadCase("pooled-maps", MAPS, lambda s, c: PooledHead(s, c)),
     HeadCase("pooled-tokens", TOKENS, lambda s, c: PooledHead(s, c, hidden=(16,))),
     HeadCase("pooled-vector", VECTOR, lambda s, c: PooledHead(s, c)),
+    HeadCase("first-token", TOKENS, lambda s, c: FirstTokenHead(s, c, hidden=(16,), dropout=0.1)),
+    HeadCase("token", TOKENS, lambda s, c: TokenHead(s, c, dropout=0.1), per_token=True),
+    HeadCase("identity-vector", FeatureSpec("vector", (5,)), lambda s, c: IdentityHead(s, c)),
+    HeadCase("identity-tokens", FeatureSpec("tokens", (5,)), lambda s, c: IdentityHead(s, c), per_token=True),
     HeadCase("conv", MAPS, lambda s, c: ConvHead(s, c), stride=32),
     HeadCase("conv-flat", FLAT, lambda s, c: ConvHead(s, c, kernel_size=3, hidden_channels=8), stride=16),
     HeadCase("conv-upsampled", FLAT, lambda s, c: ConvHead(s, c, upsample=True), stride=1),

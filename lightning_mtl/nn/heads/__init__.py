@@ -13,6 +13,7 @@ from lightning_mtl.nn.heads.detection import (
 from lightning_mtl.nn.heads.fpn import FPNHead
 from lightning_mtl.nn.heads.linear import LinearHead, MLPHead
 from lightning_mtl.nn.heads.pooled import PooledHead
+from lightning_mtl.nn.heads.tokens import FirstTokenHead, IdentityHead, TokenHead
 from lightning_mtl.nn.heads.unet import UNetHead
 
 __all__ = [
@@ -23,10 +24,13 @@ __all__ = [
     "FPNHead",
     "FasterRCNNHead",
     "FeaturePyramid",
+    "FirstTokenHead",
+    "IdentityHead",
     "LinearHead",
     "MLPHead",
     "PooledHead",
     "ProposalPredictions",
     "RetinaNetHead",
+    "TokenHead",
     "UNetHead",
 ]
