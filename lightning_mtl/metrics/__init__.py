@@ -1,5 +1,6 @@
-"""Metrics that torchmetrics lacks: missing entries, boxes, depth, surface normals, saliency and edges."""
+"""Metrics that torchmetrics lacks: missing entries, boxes, depth, surface normals, saliency, edges and answers."""
 
+from lightning_mtl.metrics.answers import AnswerF1, QuestionExactMatch
 from lightning_mtl.metrics.base import ExactMetric, TaskMetrics, directions
 from lightning_mtl.metrics.classification import (
     LabelledAccuracy,
@@ -16,6 +17,7 @@ from lightning_mtl.metrics.regression import LabelledMAE, LabelledPearson, Label
 
 __all__ = [
     "ODSF",
+    "AnswerF1",
     "BoxAveragePrecision",
     "DepthAbsError",
     "DepthRMSE",
@@ -34,6 +36,7 @@ __all__ = [
     "MeanAUROC",
     "MeanAngle",
     "MedianAngle",
+    "QuestionExactMatch",
     "TaskMetrics",
     "WithinAngle",
     "average_accuracy",

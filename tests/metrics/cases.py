@@ -15,6 +15,7 @@ from torchmetrics import Metric
 
 from lightning_mtl.metrics import (
     ODSF,
+    AnswerF1,
     DepthAbsError,
     DepthRelError,
     DepthRMSE,
@@ -31,6 +32,7 @@ from lightning_mtl.metrics import (
     MeanAngle,
     MeanAUROC,
     MedianAngle,
+    QuestionExactMatch,
     WithinAngle,
 )
 
@@ -91,6 +93,19 @@ def map_batch(n: int) -> Batch:
     return prediction, holes(target, 255.0)
 
 
+def answer_batch(n: int) -> Batch:
+    target = torch.stack([torch.randint(2, (n,)), torch.randint(3, (n,))], 1)
+    target[0, 0] = 1
+    scores = torch.nn.functional.one_hot(target[:, 0], 2) + 1.2 * torch.rand(n, 2)
+    scores[0] = torch.tensor([1.0, 0.0])
+    target[1:][torch.rand(n - 1) < 0.2] = -100
+    return scores, target
+
+
+def right_answers(target: Tensor) -> Tensor:
+    return torch.nn.functional.one_hot(target[:, 0].long(), 2).float()
+
+
 def accuracy(prediction: Array, target: Array) -> float:
     known = target != -100
     return float((prediction == target)[known].mean())
@@ -103,6 +118,19 @@ def entry_accuracy(prediction: Array, target: Array) -> float:
 def f1(prediction: Array, target: Array) -> float:
     hits = float(((prediction == 1) & (target == 1)).sum())
     return 2 * hits / float((prediction == 1).sum() + (target == 1).sum())
+
+
+def answer_f1(prediction: Array, target: Array) -> float:
+    known = target[:, 0] != -100
+    return f1(1.0 * (prediction.argmax(1)[known] == 1), target[known, 0])
+
+
+def question_exact_match(prediction: Array, target: Array) -> float:
+    right: dict[float, bool] = {}
+    for scores, (label, question) in zip(prediction, target, strict=True):
+        if label != -100:
+            right[question] = right.get(question, True) and int(scores.argmax()) == label
+    return float(np.mean(list(right.values())))
 
 
 def macro_f1(prediction: Array, target: Array) -> float:
@@ -239,6 +267,8 @@ CASES = [
         )
         for d in (11.25, 22.5, 30.0)
     ),
+    MetricCase("AnswerF1", AnswerF1, answer_batch, answer_f1, -100, right_answers),
+    MetricCase("QuestionExactMatch", QuestionExactMatch, answer_batch, question_exact_match, -100, right_answers),
     MetricCase("MaxF", MaxF, map_batch, max_f, 255),
     MetricCase("ODSF", lambda: ODSF(tolerance=0.1, thin=False, num_thresholds=9), map_batch, ods_f, 255),
 ]
