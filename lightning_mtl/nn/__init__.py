@@ -22,6 +22,7 @@ from lightning_mtl.nn.dynamic_pruning import (
 from lightning_mtl.nn.encoders import (
     FeatEnHancer,
     LeNetEncoder,
+    LoRA,
     MLPEncoder,
     QuadraticNetwork,
     RotatedFeatures,
@@ -95,6 +96,7 @@ __all__ = [
     "LeNetEncoder",
     "LearningToBranch",
     "LinearHead",
+    "LoRA",
     "MLPDenoiser",
     "MLPEncoder",
     "MLPExpert",

@@ -231,3 +231,4 @@ def features(spec: FeatureSpec, batch: int, size: int = 64) -> torch.Tensor | li
 # SlimmableLinear, SlimmableConv2d, SlimmableBatchNorm2d (of base SlimmableLayer), and the networks SlimmableMLP,
 # SlimmableResNet, SlimmableMLPHead and SlimmableConvHead (of SlimmableNetwork, SlimmableEncoder and SlimmableHead):
 # test_slimmable.py.
+# LoRA is the settings of adapters; TextTransformer and TransformersEncoder read text: test_text_encoders.py.
