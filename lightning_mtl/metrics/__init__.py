@@ -14,6 +14,7 @@ from lightning_mtl.metrics.detection import BoxAveragePrecision
 from lightning_mtl.metrics.f_measure import ODSF, MaxF
 from lightning_mtl.metrics.normals import MeanAngle, MedianAngle, WithinAngle
 from lightning_mtl.metrics.regression import LabelledMAE, LabelledPearson, LabelledR2, LabelledRMSE, LabelledSpearman
+from lightning_mtl.metrics.text_scores import EntityF1, ExactMatch, RougeL, TokenF1
 
 __all__ = [
     "ODSF",
@@ -23,6 +24,8 @@ __all__ = [
     "DepthRMSE",
     "DepthRelError",
     "DepthWithin",
+    "EntityF1",
+    "ExactMatch",
     "ExactMetric",
     "LabelledAccuracy",
     "LabelledMAE",
@@ -37,7 +40,9 @@ __all__ = [
     "MeanAngle",
     "MedianAngle",
     "QuestionExactMatch",
+    "RougeL",
     "TaskMetrics",
+    "TokenF1",
     "WithinAngle",
     "average_accuracy",
     "backward_transfer",
