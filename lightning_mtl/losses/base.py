@@ -51,6 +51,10 @@ class LabelledLoss(nn.Module, ABC):
     def units(self, prediction: Tensor, target: Tensor, labelled: Tensor) -> Tensor:
         """Return the value of every unit, in the shape of ``labelled``; unlabelled ones may hold any finite value."""
 
+    def as_scored(self, prediction: Tensor) -> Tensor:
+        """Return the prediction in the type in which it is scored, at least float32."""
+        return prediction.to(torch.promote_types(prediction.dtype, torch.float32))
+
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
         """Return the loss.
 
@@ -69,8 +73,7 @@ class LabelledLoss(nn.Module, ABC):
         if self._reads_values(target):
             self.check_values(target)
         labelled = self.labelled(target)
-        prediction = prediction.to(torch.promote_types(prediction.dtype, torch.float32))
-        values = self.units(prediction, target, labelled)
+        values = self.units(self.as_scored(prediction), target, labelled)
         values = torch.where(labelled, values, torch.zeros_like(values))
         if self.reduction == "none":
             return values

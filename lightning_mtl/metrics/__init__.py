@@ -12,6 +12,7 @@ from lightning_mtl.metrics.continual import average_accuracy, backward_transfer,
 from lightning_mtl.metrics.depth import DepthAbsError, DepthRelError, DepthRMSE, DepthWithin
 from lightning_mtl.metrics.detection import BoxAveragePrecision
 from lightning_mtl.metrics.f_measure import ODSF, MaxF
+from lightning_mtl.metrics.language import SequenceExactMatch, TokenAccuracy, TokenPerplexity
 from lightning_mtl.metrics.normals import MeanAngle, MedianAngle, WithinAngle
 from lightning_mtl.metrics.regression import LabelledMAE, LabelledPearson, LabelledR2, LabelledRMSE, LabelledSpearman
 from lightning_mtl.metrics.text_scores import EntityF1, ExactMatch, RougeL, TokenF1
@@ -41,8 +42,11 @@ __all__ = [
     "MedianAngle",
     "QuestionExactMatch",
     "RougeL",
+    "SequenceExactMatch",
     "TaskMetrics",
+    "TokenAccuracy",
     "TokenF1",
+    "TokenPerplexity",
     "WithinAngle",
     "average_accuracy",
     "backward_transfer",

@@ -3,7 +3,16 @@
 timm and segmentation_models_pytorch are imported by the constructors that need them, not here.
 """
 
-from lightning_mtl.nn.architectures import MTAN, NDDRCNN, CrossStitch, LearningToBranch, MTINet, PADNet, TaskTree
+from lightning_mtl.nn.architectures import (
+    MTAN,
+    NDDRCNN,
+    CrossStitch,
+    InvPT,
+    LearningToBranch,
+    MTINet,
+    PADNet,
+    TaskTree,
+)
 from lightning_mtl.nn.diffusion import DiffusersDenoiser, MLPDenoiser, NoiseSchedule
 from lightning_mtl.nn.dynamic_pruning import (
     DynamicConv,
@@ -20,6 +29,7 @@ from lightning_mtl.nn.dynamic_pruning import (
     uniform_mask,
 )
 from lightning_mtl.nn.encoders import (
+    CausalLanguageModel,
     FeatEnHancer,
     LeNetEncoder,
     LoRA,
@@ -27,7 +37,10 @@ from lightning_mtl.nn.encoders import (
     QuadraticNetwork,
     RotatedFeatures,
     SmpEncoder,
+    TaskConditionedEncoder,
+    TextTransformer,
     TimmEncoder,
+    TransformersEncoder,
 )
 from lightning_mtl.nn.experts import CGC, PLE, ConvExpert, DSelectK, MLPExpert, MMoE, TaskExpert
 from lightning_mtl.nn.feature_enhancement import FeatureEnhancement, ScaleAwareAggregation, scale_aware_attention
@@ -75,6 +88,7 @@ __all__ = [
     "NDDRCNN",
     "PLE",
     "BoxPredictions",
+    "CausalLanguageModel",
     "CenteredOutputScale",
     "ConvExpert",
     "ConvHead",
@@ -129,11 +143,14 @@ __all__ = [
     "SmpEncoder",
     "SupervisedFeatures",
     "TaskAwareEncoder",
+    "TaskConditionedEncoder",
     "TaskExpert",
     "TaskTree",
+    "TextTransformer",
     "TimmEncoder",
     "TinyDecoder",
     "TokenHead",
+    "TransformersEncoder",
     "UNetHead",
     "add_qk_norm",
     "convert_to_dynamic",

@@ -14,6 +14,7 @@ from lightning_mtl.tasks.normals import SurfaceNormals
 from lightning_mtl.tasks.ordinal import OrdinalClassification
 from lightning_mtl.tasks.regression import Regression
 from lightning_mtl.tasks.segmentation import SemanticSegmentation
+from lightning_mtl.tasks.text import LanguageModeling
 
 __all__ = [
     "FCOS",
@@ -23,6 +24,7 @@ __all__ = [
     "DetectionTask",
     "Edges",
     "FasterRCNN",
+    "LanguageModeling",
     "MulticlassClassification",
     "MultilabelClassification",
     "OrdinalClassification",
