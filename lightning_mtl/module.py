@@ -66,9 +66,10 @@ class MultiTaskModule(pl.LightningModule):
         encoder: Network from inputs to features: a tensor, a list of maps, or ``{task: features}``. It declares their
             shape as ``feature_spec`` (a :class:`~lightning_mtl.nn.FeatureSpec`, or one per task) if heads are to be
             built for it, may have ``shared_parameters()`` when not all of its parameters are shared, and
-            ``auxiliary_loss()``, which is added to the balancer's scalar, and ``parameter_groups()`` for parameters
-            with settings of their own in the optimizer. Features with initial predictions
-            (:class:`~lightning_mtl.nn.SupervisedFeatures`) train these by the loss of their task.
+            ``auxiliary_loss()``, which is added to the balancer's scalar, ``parameter_groups()`` for parameters with
+            settings of their own in the optimizer, and ``generate(inputs, max_new_tokens)`` for tasks that write text.
+            Features with initial predictions (:class:`~lightning_mtl.nn.SupervisedFeatures`) train these by the loss
+            of their task.
         tasks: Task name -> task. The order is that of tables and weights.
         balancer: Turns the losses into one update; equal weights by default.
         optimizer: Callable from parameter groups to an optimizer; Adam with its own defaults by default.
@@ -337,7 +338,9 @@ class MultiTaskModule(pl.LightningModule):
 
     # ------------------------------------------------------------------ training
     def setup(self, stage: str) -> None:
-        """Introduce the balancer to the Trainer."""
+        """Introduce the tasks to the data module and the balancer to the Trainer."""
+        for task in self.tasks.values():
+            cast(Task, task).attach(getattr(self.trainer, "datamodule", None))
         if stage == "fit":
             self.balancer.attach(self.trainer)
 
@@ -449,6 +452,24 @@ class MultiTaskModule(pl.LightningModule):
                 loss, count, _ = self._loss_of(name, prediction, targets[name])
                 cast(MeanMetric, self._eval_losses[name]).update(loss.float(), count.float())
                 cast(Task, self.tasks[name]).update_metrics(prediction, targets[name])
+            for name, tokens in self._generated(inputs, targets).items():
+                cast(Task, self.tasks[name]).update_generated(tokens, targets[name])
+
+    def _generated(self, inputs: Any, names: Iterable[str]) -> dict[str, Tensor]:
+        """Return what the encoder writes for those of the tasks that want text; equal lengths are written once."""
+        wanted = {name: cast(Task, self.tasks[name]).max_new_tokens for name in names}
+        lengths = {name: length for name, length in wanted.items() if length is not None}
+        if not lengths:
+            return {}
+        generate = getattr(self.encoder, "generate", None)
+        if not callable(generate):
+            raise TypeError(
+                f"{type(self).__name__}: the tasks {list(lengths)} have max_new_tokens, but "
+                f"{type(self.encoder).__name__} has no generate(inputs, max_new_tokens); take an encoder that writes "
+                "text, or set max_new_tokens=None."
+            )
+        written = {length: generate(inputs, length) for length in dict.fromkeys(lengths.values())}
+        return {name: written[length] for name, length in lengths.items()}
 
     def on_validation_epoch_end(self) -> None:
         """Log the metrics of the epoch."""
@@ -498,7 +519,14 @@ class MultiTaskModule(pl.LightningModule):
     def predict_step(self, batch: Any, batch_idx: int = 0, dataloader_idx: int = 0) -> dict[str, Any]:
         """Return task name -> readable prediction for a batch of inputs, with or without targets."""
         inputs = batch[0] if isinstance(batch, tuple | list) and len(batch) == 2 else batch
-        return {name: cast(Task, self.tasks[name]).predict(value) for name, value in self(inputs).items()}
+        found = {
+            name: cast(Task, self.tasks[name]).read_generated(x)
+            for name, x in self._generated(inputs, self.tasks).items()
+        }
+        others = [name for name in self.tasks if name not in found]
+        if others:
+            found |= {name: cast(Task, self.tasks[name]).predict(value) for name, value in self(inputs, others).items()}
+        return {name: found[name] for name in self.tasks}
 
     # ------------------------------------------------------------------ checkpoints and export
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

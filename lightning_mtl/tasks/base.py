@@ -39,6 +39,8 @@ class Task(nn.Module, Recorded, ABC):
     metrics: MetricCollection
     draws_on_input = False
     """Whether ``draw`` draws on the input images; pictures of these are then made large enough to read."""
+    max_new_tokens: int | None = None
+    """Longest text, in tokens, that the encoder writes for this task at evaluation; None for tasks without text."""
 
     def __init__(self, head: nn.Module | HeadCallable | None = None, loss_weight: float = 1.0) -> None:
         super().__init__()
@@ -123,6 +125,26 @@ class Task(nn.Module, Recorded, ABC):
     def update_metrics(self, prediction: Any, target: Any) -> None:
         """Add a batch to ``metrics``; unlabelled units are left out."""
         self.metrics.update(self.predict(prediction), target)
+
+    def attach(self, datamodule: Any) -> None:
+        """Take what the task needs from the data module of the Trainer; called before every run, None without one."""
+
+    def read_generated(self, tokens: Tensor) -> Any:
+        """Turn what the encoder wrote for this task into what a user reads; for tasks with ``max_new_tokens``.
+
+        Args:
+            tokens: ``(B, T)``, what ``encoder.generate(inputs, max_new_tokens)`` gave.
+        """
+        raise TypeError(f"{type(self).__name__}: reads no generated text, but has max_new_tokens.")
+
+    def update_generated(self, tokens: Tensor, target: Any) -> None:
+        """Add a batch of what the encoder wrote to ``metrics``; for tasks with ``max_new_tokens``.
+
+        Args:
+            tokens: ``(B, T)``, what ``encoder.generate(inputs, max_new_tokens)`` gave.
+            target: The batch's target; rows without labels are left out.
+        """
+        raise TypeError(f"{type(self).__name__}: reads no generated text, but has max_new_tokens.")
 
     @abstractmethod
     def predict(self, prediction: Any) -> Any:
