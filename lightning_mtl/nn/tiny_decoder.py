@@ -269,13 +269,20 @@ class TinyDecoder(nn.Module, Recorded):
         left_out = {id(p) for part in (self.embedding, self.positions, self.head) if part for p in part.parameters()}
         return sum(parameter.numel() for parameter in self.parameters() if id(parameter) not in left_out)
 
-    def features(self, tokens: Tensor, position_ids: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+    def features(
+        self,
+        tokens: Tensor,
+        position_ids: Tensor | None = None,
+        mask: Tensor | None = None,
+        added: Tensor | None = None,
+    ) -> Tensor:
         """Return what the head reads.
 
         Args:
             tokens: ``(B, L)``.
             position_ids: ``(B, L)``, position of every token, 0, 1, 2, ... by default.
             mask: Who may see whom, as in :class:`DecoderAttention`.
+            added: What is added to the embeddings, in a shape that fits ``(B, L, D)``.
 
         Returns:
             ``(B, L, D)``.
@@ -290,6 +297,8 @@ class TinyDecoder(nn.Module, Recorded):
         where: slice | Tensor = slice(length) if position_ids is None else position_ids
         if self.positions is not None:
             states = states + self.positions.weight[where]
+        if added is not None:
+            states = states + added
         states = self.drop(states)
         rotation = None
         if self._rotary:

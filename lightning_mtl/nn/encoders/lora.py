@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, fields
 from typing import Any, cast
 
@@ -76,10 +77,12 @@ class LoRA(Recorded):
         settings: dict[str, Any] = {"r": self.rank, "lora_alpha": self.alpha, "lora_dropout": self.dropout}
         try:
             config = peft.LoraConfig(**settings, target_modules=self.targets)
-            return cast(nn.Module, peft.get_peft_model(cast(Any, model), config))
+            with warnings.catch_warnings():  # peft asks a model of transformers 5 by the name of transformers 4
+                warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", FutureWarning)
+                return cast(nn.Module, peft.get_peft_model(cast(Any, model), config))
         except ValueError as error:
             linear = sorted({name.rpartition(".")[2] for name, m in model.named_modules() if isinstance(m, nn.Linear)})
             raise ValueError(
                 f"LoRA: targets={self.targets} does not fit {type(model).__name__}: {error} Its linear layers are "
-                f"named {linear}."
+                f"named {linear}; name some of them."
             ) from error
