@@ -1,6 +1,7 @@
 """Data modules: batches are ``(inputs, targets)``, ``targets`` maps task name to target."""
 
 from lightning_mtl.data.base import MultiTaskDataModule, PartialLabels
+from lightning_mtl.data.compositional import CompositionalSplit, CompositionRegistry, Triplet
 from lightning_mtl.data.continual import (
     MNIST,
     ClassificationSource,
@@ -60,21 +61,39 @@ from lightning_mtl.data.loader import ResumableDataLoader
 from lightning_mtl.data.low_light import LowLight
 from lightning_mtl.data.multi_mnist import MultiMNIST, MultiMNISTDataModule
 from lightning_mtl.data.polynomial import PolynomialRegressionDataModule, QuadraticError, quadratic_error
-from lightning_mtl.data.samplers import SampleIndex, SeededSampler, sample_generator
+from lightning_mtl.data.samplers import (
+    AnnealedSampling,
+    DynamicSampling,
+    FixedRatios,
+    ProportionalSampling,
+    RoundRobinSampling,
+    SampleIndex,
+    SeededSampler,
+    SequentialTaskSampler,
+    TaskSampler,
+    TaskSampling,
+    TemperatureSampling,
+    UniformSampling,
+    sample_generator,
+)
 from lightning_mtl.data.sequence import MarkovCopy, MarkovCopyDataModule, ModularArithmeticDataModule
 from lightning_mtl.data.synthetic import SyntheticScenes, SyntheticScenesDataModule
+from lightning_mtl.data.synthetic_factors import FactorImagesDataModule
 from lightning_mtl.data.two_glyph import TwoGlyphDataModule
 
 __all__ = [
     "EXDARK_CLASSES",
     "MNIST",
     "ACDCDataModule",
+    "AnnealedSampling",
     "CamVidDataModule",
     "CityscapesDataModule",
     "CityscapesMTANDataModule",
     "ClassificationSource",
     "CocoDetectionDataModule",
     "Compose",
+    "CompositionRegistry",
+    "CompositionalSplit",
     "DarkFaceDataModule",
     "DataFileError",
     "DatasetNotFoundError",
@@ -87,10 +106,13 @@ __all__ = [
     "DetectionDataset",
     "DetectionOptions",
     "DomainShift",
+    "DynamicSampling",
     "EmptySplitError",
     "ExDarkDataModule",
+    "FactorImagesDataModule",
     "FashionMNIST",
     "FitInside",
+    "FixedRatios",
     "FolderTarget",
     "GaussianRingDataModule",
     "JointTransform",
@@ -111,6 +133,7 @@ __all__ = [
     "PermutedPixels",
     "PhotometricJitter",
     "PolynomialRegressionDataModule",
+    "ProportionalSampling",
     "QuadraticError",
     "RandomBoxCrop",
     "RandomCrop",
@@ -123,16 +146,23 @@ __all__ = [
     "ResumableDataLoader",
     "RingBuffer",
     "Rotation",
+    "RoundRobinSampling",
     "SampleIndex",
     "SeededSampler",
+    "SequentialTaskSampler",
     "StreamDataset",
     "SyntheticScenes",
     "SyntheticScenesDataModule",
+    "TaskSampler",
+    "TaskSampling",
     "TaskStream",
     "TaskonomyDataModule",
+    "TemperatureSampling",
     "TextureCrops",
     "TorchvisionTransform",
+    "Triplet",
     "TwoGlyphDataModule",
+    "UniformSampling",
     "quadratic_error",
     "sample_generator",
 ]

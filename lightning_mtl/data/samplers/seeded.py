@@ -64,6 +64,22 @@ def sample_generator(index: int) -> Generator:
     return Generator().manual_seed(seed)
 
 
+def resolve_shard(owner: str, num_replicas: int | None, rank: int | None) -> tuple[int, int]:
+    """Return the number of processes and the number of this one; what is None is asked of ``torch.distributed``.
+
+    Raises:
+        ValueError: If ``rank`` is not in ``[0, num_replicas)``.
+    """
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if num_replicas is None:
+        num_replicas = torch.distributed.get_world_size() if distributed else 1
+    if rank is None:
+        rank = torch.distributed.get_rank() if distributed else 0
+    if not 0 <= rank < num_replicas:
+        raise ValueError(f"{owner}: rank must be in [0, {num_replicas}), got {rank}; give both or neither.")
+    return num_replicas, rank
+
+
 class SeededSampler(DistributedSampler[Any]):
     """Order of samples as a function of (seed, epoch, cycle), sharded over processes.
 
@@ -105,13 +121,7 @@ class SeededSampler(DistributedSampler[Any]):
         num_replicas: int | None = None,
         rank: int | None = None,
     ) -> None:
-        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-        if num_replicas is None:
-            num_replicas = torch.distributed.get_world_size() if distributed else 1
-        if rank is None:
-            rank = torch.distributed.get_rank() if distributed else 0
-        if not 0 <= rank < num_replicas:
-            raise ValueError(f"SeededSampler: rank must be in [0, {num_replicas}), got {rank}; give both or neither.")
+        num_replicas, rank = resolve_shard("SeededSampler", num_replicas, rank)
         super().__init__(dataset, num_replicas=num_replicas, rank=rank, shuffle=shuffle, seed=seed)  # type: ignore[arg-type]
         self.pad = pad
         self.fixed_streams = fixed_streams
