@@ -107,6 +107,7 @@ __all__ = [
     "FeatureSpec",
     "FirstTokenHead",
     "IdentityHead",
+    "InvPT",
     "LeNetEncoder",
     "LearningToBranch",
     "LinearHead",

@@ -23,6 +23,7 @@ from lightning_mtl.nn import (
     FirstTokenHead,
     FPNHead,
     IdentityHead,
+    InvPT,
     LearningToBranch,
     LeNetEncoder,
     LinearHead,
@@ -155,6 +156,8 @@ TASK_AWARE = [
     ),
     TaskAwareCase("pad_net", lambda: PADNet(ThreeStages(), dict.fromkeys(NAMES, 1), channels=5)),
     TaskAwareCase("mti_net", lambda: MTINet(ThreeStages(), dict.fromkeys(NAMES, 1), channels=5, reduction=2)),
+    TaskAwareCase("inv_pt", lambda: InvPT(ThreeStages(), dict.fromkeys(NAMES, 1), channels=8, num_stages=2)),
+    TaskAwareCase("inv_pt-flat", lambda: InvPT(SameSize(), dict.fromkeys(NAMES, 1), 8, preliminary_channels=5)),
 ]
 
 VECTOR = FeatureSpec("vector", (8,))
@@ -216,7 +219,7 @@ def features(spec: FeatureSpec, batch: int, size: int = 64) -> torch.Tensor | li
     ]
 
 
-# SupervisedFeatures is what PADNet and MTINet give, tested in test_intermediate_predictions.py.
+# SupervisedFeatures is what PADNet, MTINet and InvPT give, tested in test_intermediate_predictions.py.
 
 # FCOSHead, RetinaNetHead, FeaturePyramid and BoxPredictions: several tensors, tested in test_detection_heads.py;
 # FasterRCNNHead and ProposalPredictions with their task in tests/tasks/test_faster_rcnn.py.

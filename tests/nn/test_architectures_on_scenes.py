@@ -20,6 +20,7 @@ from lightning_mtl.nn import (
     CrossStitch,
     DSelectK,
     FeatureSpec,
+    InvPT,
     LearningToBranch,
     MMoE,
     MTINet,
@@ -54,6 +55,7 @@ ARCHITECTURES: dict[str, Callable[[nn.Module], nn.Module]] = {
     "task_expert": lambda encoder: TaskExpert(encoder, TASKS, 12, 2, resize="bilinear"),
     "pad_net": lambda encoder: PADNet(encoder, OUTPUTS, channels=12),
     "mti_net": lambda encoder: MTINet(encoder, OUTPUTS, channels=8),
+    "inv_pt": lambda encoder: InvPT(encoder, OUTPUTS, channels=16),
 }
 
 
