@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import scipy.stats
+import sklearn.metrics
 import torch
 from torch import Tensor
 from torchmetrics import Metric
@@ -21,7 +22,9 @@ from lightning_mtl.metrics import (
     DepthRMSE,
     DepthWithin,
     LabelledAccuracy,
+    LabelledBinaryF1,
     LabelledMAE,
+    LabelledMatthews,
     LabelledMulticlassF1,
     LabelledMultilabelF1,
     LabelledPearson,
@@ -33,6 +36,9 @@ from lightning_mtl.metrics import (
     MeanAUROC,
     MedianAngle,
     QuestionExactMatch,
+    SpanExactMatch,
+    SpanF1,
+    TaggedEntityF1,
     WithinAngle,
 )
 
@@ -104,6 +110,68 @@ def answer_batch(n: int) -> Batch:
 
 def right_answers(target: Tensor) -> Tensor:
     return torch.nn.functional.one_hot(target[:, 0].long(), 2).float()
+
+
+TAGS = ["O", "B-X", "I-X", "B-Y", "I-Y"]
+
+
+def tag_batch(n: int) -> Batch:
+    target = torch.randint(5, (n, 9))
+    prediction = torch.where(torch.rand(n, 9) < 0.8, target, torch.randint(5, (n, 9)))
+    return prediction, holes(target, -100)
+
+
+def entities(tags: list[int]) -> set[tuple[str, int, int]]:
+    """Read one row from the left: at every token, an entity goes on, or ends, or begins."""
+    found, kind, begin = set(), "", 0
+    for place, tag in enumerate([*tags, 0]):
+        name = TAGS[tag]
+        if kind and name != f"I-{kind}":
+            found.add((kind, begin, place - 1))
+            kind = ""
+        if name != "O" and not kind:
+            kind, begin = name[2:], place
+    return found
+
+
+def entity_f1(prediction: Array, target: Array) -> float:
+    hits = listed = 0
+    for p, t in zip(prediction.astype(int), target.astype(int), strict=True):
+        guess, truth = entities(list(p[t != -100])), entities(list(t[t != -100]))
+        hits, listed = hits + len(guess & truth), listed + len(guess) + len(truth)
+    return 2 * hits / listed
+
+
+def span_batch(n: int) -> Batch:
+    first = torch.randint(6, (n, 2))
+    spans = torch.stack([first, first + torch.randint(4, (n, 2))], -1)
+    spans[0, 1] = spans[0, 0] + 1
+    spans[1:, 1][torch.rand(n - 1) < 0.2] = -100
+    return spans[:, 0], spans[:, 1]
+
+
+def span_f1(prediction: Array, target: Array) -> float:
+    scores = []
+    for (a, b), (c, d) in zip(prediction.astype(int), target.astype(int), strict=True):
+        if c != -100:
+            guess, truth = set(range(a, b + 1)), set(range(c, d + 1))
+            scores.append(2 * len(guess & truth) / (len(guess) + len(truth)))
+    return float(np.mean(scores))
+
+
+def span_exact_match(prediction: Array, target: Array) -> float:
+    known = target[:, 0] != -100
+    return float((prediction == target)[known].all(1).mean())
+
+
+def binary_f1(prediction: Array, target: Array) -> float:
+    known = target != -100
+    return float(sklearn.metrics.f1_score(target[known] == 1, prediction[known] == 1))
+
+
+def matthews(prediction: Array, target: Array) -> float:
+    known = target != -100
+    return float(sklearn.metrics.matthews_corrcoef(target[known], prediction[known]))
 
 
 def accuracy(prediction: Array, target: Array) -> float:
@@ -216,6 +284,11 @@ CASES = [
     MetricCase("LabelledAccuracy", LabelledAccuracy, class_batch, accuracy, -100),
     MetricCase("LabelledAccuracy-entries", LabelledAccuracy, score_batch, entry_accuracy, -100),
     MetricCase("LabelledMulticlassF1", lambda: LabelledMulticlassF1(4), class_batch, macro_f1, -100),
+    MetricCase("LabelledBinaryF1", LabelledBinaryF1, class_batch, binary_f1, -100),
+    MetricCase("LabelledMatthews", lambda: LabelledMatthews(4), class_batch, matthews, -100),
+    MetricCase("TaggedEntityF1", lambda: TaggedEntityF1(TAGS), tag_batch, entity_f1, -100),
+    MetricCase("SpanExactMatch", SpanExactMatch, span_batch, span_exact_match, -100),
+    MetricCase("SpanF1", SpanF1, span_batch, span_f1, -100),
     MetricCase("LabelledMultilabelF1", lambda: LabelledMultilabelF1(3), score_batch, label_f1, -100),
     MetricCase("MeanAUROC", lambda: MeanAUROC(3), score_batch, auroc, -100),
     MetricCase(

@@ -139,7 +139,8 @@ def test_every_public_metric_has_a_case() -> None:
     classes = {name for name in metrics.__all__ if inspect.isclass(getattr(metrics, name))}
     boxes = {"BoxAveragePrecision"}  # several values of lists of boxes: tested in test_detection.py
     texts = {"EntityF1", "ExactMatch", "RougeL", "TokenF1"}  # of strings: tested in test_text_scores.py
-    assert covered == classes - {ExactMetric.__name__, TaskMetrics.__name__} - boxes - texts
+    pairs = {"PairMRR", "PairRecall"}  # of vectors: tested in test_text_metrics.py
+    assert covered == classes - {ExactMetric.__name__, TaskMetrics.__name__} - boxes - texts - pairs
 
 
 def test_two_processes_give_the_value_of_all_their_data(tmp_path: Path) -> None:
