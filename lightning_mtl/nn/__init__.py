@@ -41,6 +41,7 @@ from lightning_mtl.nn.encoders import (
     TextTransformer,
     TimmEncoder,
     TransformersEncoder,
+    TransformersSeq2Seq,
 )
 from lightning_mtl.nn.experts import CGC, PLE, ConvExpert, DSelectK, MLPExpert, MMoE, TaskExpert
 from lightning_mtl.nn.feature_enhancement import FeatureEnhancement, ScaleAwareAggregation, scale_aware_attention
@@ -152,6 +153,7 @@ __all__ = [
     "TinyDecoder",
     "TokenHead",
     "TransformersEncoder",
+    "TransformersSeq2Seq",
     "UNetHead",
     "add_qk_norm",
     "convert_to_dynamic",

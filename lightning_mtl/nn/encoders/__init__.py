@@ -7,6 +7,7 @@ from lightning_mtl.nn.encoders.lora import LoRA
 from lightning_mtl.nn.encoders.mlp import MLPEncoder
 from lightning_mtl.nn.encoders.quadratic import QuadraticNetwork
 from lightning_mtl.nn.encoders.rotated_features import RotatedFeatures
+from lightning_mtl.nn.encoders.seq2seq import TransformersSeq2Seq
 from lightning_mtl.nn.encoders.smp_encoder import SmpEncoder
 from lightning_mtl.nn.encoders.task_conditioned import TaskConditionedEncoder
 from lightning_mtl.nn.encoders.text_transformer import TextTransformer
@@ -26,4 +27,5 @@ __all__ = [
     "TextTransformer",
     "TimmEncoder",
     "TransformersEncoder",
+    "TransformersSeq2Seq",
 ]

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from torch import Tensor
 
+from lightning_mtl.nn.encoders.local_models import build_model, model_settings
 from lightning_mtl.nn.encoders.lora import LoRA
 from lightning_mtl.nn.encoders.text_base import TextEncoder, TextFeatures
 
@@ -63,11 +64,15 @@ class TransformersEncoder(TextEncoder):
         gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
-        settings = _settings(model, pretrained, config or {})
+        settings = model_settings("TransformersEncoder", model, pretrained, config or {})
         self.vocab_size = int(settings.vocab_size)
         self.max_length = _longest(settings)
         self.declare(features, int(settings.hidden_size))
-        network = _build(model, pretrained, settings)
+        network: Any = build_model("TransformersEncoder", "AutoModel", model, pretrained, settings)
+        if settings.is_encoder_decoder:
+            network = network.get_encoder()
+        if getattr(network, "pooler", None) is not None:
+            network.pooler = None
         self._reads = frozenset(inspect.signature(network.forward).parameters)
         if int(getattr(settings, "type_vocab_size", 0) or 0) < 2:  # RoBERTa has the argument and a single type
             self._reads -= {"token_type_ids"}
@@ -93,55 +98,6 @@ class TransformersEncoder(TextEncoder):
         if hasattr(model, "merge_and_unload"):
             model = copy.deepcopy(model).merge_and_unload()
         model.save_pretrained(str(directory))
-
-
-def _settings(model: str, pretrained: bool, changes: Mapping[str, Any]) -> Any:
-    """Return the configuration of a model with changes."""
-    try:
-        from transformers import CONFIG_MAPPING, AutoConfig
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("TransformersEncoder needs `pip install lightning-mtl[nlp]`.") from error
-    if not Path(model).exists() and not pretrained and model in CONFIG_MAPPING:
-        found = AutoConfig.for_model(model)
-    else:
-        try:
-            found = AutoConfig.from_pretrained(model, local_files_only=True)
-        except (OSError, ValueError) as error:
-            kind = "" if pretrained else ", or with pretrained=False a kind of model such as 'bert'"
-            raise ValueError(
-                f"TransformersEncoder: model must be a folder with config.json as save_pretrained writes it{kind}, got "
-                f"{model!r}, which is not on this machine; nothing is downloaded."
-            ) from error
-    unknown = sorted(name for name in changes if not hasattr(found, name))
-    if unknown:
-        raise ValueError(
-            f"TransformersEncoder: config has the unknown entries {unknown} for a model of kind {found.model_type!r}; "
-            f"known are {sorted(found.to_dict())}."
-        )
-    for name, value in changes.items():
-        setattr(found, name, value)
-    return found
-
-
-def _build(model: str, pretrained: bool, settings: Any) -> Any:
-    import transformers
-
-    auto: Any = transformers.AutoModel
-    if pretrained:
-        try:
-            network = auto.from_pretrained(model, config=settings, local_files_only=True)
-        except OSError as error:
-            raise ValueError(
-                f"TransformersEncoder: model={model!r} holds a configuration and no weights; set pretrained=False, or "
-                "give a folder as save_pretrained writes it."
-            ) from error
-    else:
-        network = auto.from_config(settings)
-    if settings.is_encoder_decoder:
-        network = network.get_encoder()
-    if getattr(network, "pooler", None) is not None:
-        network.pooler = None
-    return network.train()
 
 
 def _longest(settings: Any) -> int | None:
