@@ -55,6 +55,13 @@ def resolve_root(owner: str, root: str | os.PathLike[str] | None, folder: str, r
     return root
 
 
+def labelled_rows(task: str, length: int, share: float, seed: int) -> Tensor:
+    """Return which of ``length`` samples keep a task's label; a smaller share keeps a subset of a larger one's."""
+    stream = Generator().manual_seed(mix_seed(seed, zlib.crc32(task.encode())))
+    chosen = torch.randperm(length, generator=stream)[: round(share * length)]
+    return torch.zeros(length, dtype=torch.bool).index_fill_(0, chosen, True)
+
+
 class PartialLabels(Dataset[Sample]):
     """A data set in which some samples lack the label of some tasks.
 
@@ -77,11 +84,7 @@ class PartialLabels(Dataset[Sample]):
         self.dataset = dataset
         self.ignore_values = dict(ignore_values)
         length = len(cast(Sized, dataset))
-        self.labelled: dict[str, Tensor] = {}
-        for task, share in fraction.items():
-            stream = Generator().manual_seed(mix_seed(seed, zlib.crc32(task.encode())))
-            chosen = torch.randperm(length, generator=stream)[: round(share * length)]
-            self.labelled[task] = torch.zeros(length, dtype=torch.bool).index_fill_(0, chosen, True)
+        self.labelled = {task: labelled_rows(task, length, share, seed) for task, share in fraction.items()}
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -215,9 +218,11 @@ class MultiTaskDataModule(LightningDataModule, ABC):
                     f"{name}: label_fraction must name tasks whose labels can be left out "
                     f"({', '.join(sorted(self.ignore_values)) or 'none here'}), got '{task}'."
                 )
-        if self.label_fraction:
-            return PartialLabels(dataset, self.label_fraction, self.ignore_values, self.seed)
-        return dataset
+        return self.partly_labelled(dataset) if self.label_fraction else dataset
+
+    def partly_labelled(self, dataset: Dataset[Sample]) -> Dataset[Sample]:
+        """Return the training data with the labels that ``label_fraction`` leaves."""
+        return PartialLabels(dataset, self.label_fraction, self.ignore_values, self.seed)
 
     def make_loader(self, split: Split) -> ResumableDataLoader:
         """Return a loader over a split that has been set up.

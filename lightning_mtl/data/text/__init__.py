@@ -1,5 +1,27 @@
 """Text of several tasks: files, tokens, batches."""
 
+from lightning_mtl.data.text.base import TextDataModule, TextOptions
+from lightning_mtl.data.text.dataset import TextDataset
+from lightning_mtl.data.text.glue import GLUEDataModule
+from lightning_mtl.data.text.records import Answers, Choice, Classes, Generation, Pair, Score, Span, Tags, TextRecords
 from lightning_mtl.data.text.symbols import SymbolTokenizer
+from lightning_mtl.data.text.tokenizers import TokenizerLike, TokenizerTraining
 
-__all__ = ["SymbolTokenizer"]
+__all__ = [
+    "Answers",
+    "Choice",
+    "Classes",
+    "GLUEDataModule",
+    "Generation",
+    "Pair",
+    "Score",
+    "Span",
+    "SymbolTokenizer",
+    "Tags",
+    "TextDataModule",
+    "TextDataset",
+    "TextOptions",
+    "TextRecords",
+    "TokenizerLike",
+    "TokenizerTraining",
+]

@@ -1,0 +1,398 @@
+"""What all data modules of text share."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, cast
+
+import numpy as np
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Generator
+from torch.utils.data import Dataset
+from typing_extensions import Unpack
+
+from lightning_mtl.data.base import _SPLITS_OF_STAGE, LoaderOptions, MultiTaskDataModule, Sample, Split, labelled_rows
+from lightning_mtl.data.errors import DataFileError, EmptySplitError
+from lightning_mtl.data.loader import ResumableDataLoader
+from lightning_mtl.data.samplers import SampleIndex, SequentialTaskSampler, TaskSampler, TaskSampling, mix_seed
+from lightning_mtl.data.text.cache import Tokens, cache_folder, read_tokens, records_key, write_tokens
+from lightning_mtl.data.text.collate import TextCollate
+from lightning_mtl.data.text.dataset import TextDataset, TextSource
+from lightning_mtl.data.text.encoding import Encoding, Truncation
+from lightning_mtl.data.text.records import Classes, Form, Generation, Tags, TextRecords
+from lightning_mtl.data.text.tokenizers import (
+    TokenizerLike,
+    TokenizerTraining,
+    fingerprint,
+    load_tokenizer,
+    trained_tokenizer,
+)
+
+
+class TextOptions(LoaderOptions, total=False):
+    """Options that all data modules of text have in common, besides those of the loaders.
+
+    Attributes:
+        tokenizer: Folder of a tokenizer in the layout of ``save_pretrained`` (nothing is downloaded), a tokenizer, or
+            how to train one on the training texts; None (default) trains a WordPiece of 8192 tokens.
+        max_length: Most tokens of a row, special ones included; 128 by default.
+        truncation: Which segment of a longer row is cut: ``longest_first`` (default) token by token from the longer
+            one; ``only_first``; ``only_second``; ``error`` raises and names the line.
+        pad_to_multiple_of: The length of a batch is a multiple of this; 1 by default.
+        cache: Whether tokens are kept on disk and mapped into memory (default), or made anew in memory every time.
+        cache_dir: Folder of the cache; None (default) takes the environment variable LIGHTNING_MTL_CACHE, else
+            ``lightning_mtl`` in XDG_CACHE_HOME or ``~/.cache``.
+        sampling: How often the training batches draw every task; None (default) in proportion to its number of rows.
+        mixed: Whether a training batch holds rows of several tasks; False by default.
+        steps_per_epoch: Steps of an epoch; None (default) takes as many as one pass over all rows has full batches.
+        bucket_batches: Training rows are sorted by length within windows of this many batches; 50 by default.
+        val_fraction: Part of the training rows, 0.1 by default, that is set aside for validation where asked for.
+    """
+
+    tokenizer: TokenizerTraining | TokenizerLike | str | None
+    max_length: int
+    truncation: Truncation
+    pad_to_multiple_of: int
+    cache: bool
+    cache_dir: str | None
+    sampling: TaskSampling | None
+    mixed: bool
+    steps_per_epoch: int | None
+    bucket_batches: int
+    val_fraction: float
+
+
+class _ByLength(SequentialTaskSampler):
+    """Every row once, one task after the other, the rows of each sorted by length so that batches are even."""
+
+    def __init__(self, sizes: Mapping[str, Sequence[int]], **options: Any) -> None:
+        super().__init__({name: len(rows) for name, rows in sizes.items()}, **options)
+        orders = [np.argsort(np.asarray(rows), kind="stable") for rows in sizes.values()]
+        self._order = np.concatenate(
+            [order + offset for order, offset in zip(orders, self.offsets, strict=True)]
+        ).tolist()
+
+    def __iter__(self) -> Iterator[list[SampleIndex]]:
+        for batch in super().__iter__():
+            yield [SampleIndex(self._order[index], mix_seed(self.seed, self._order[index])) for index in batch]
+
+
+class TextDataModule(MultiTaskDataModule):
+    """Text of several tasks: tokenized once, kept on disk, sampled by task, batched by length.
+
+    Subclasses implement :meth:`forms` and :meth:`read`; where several tasks are asked about the same rows, also
+    :meth:`sources`.
+
+    Args:
+        options: See :class:`TextOptions` and :class:`~lightning_mtl.data.base.LoaderOptions`; ``batch_size`` is 32 by
+            default. Training batches are always full, ``drop_last`` says nothing here.
+
+    Shape:
+        - inputs: mapping of int64 tensors: ``input_ids``, ``attention_mask`` (1 token, 0 padding on the right) and,
+          with tokenizers that give them, ``token_type_ids``, each ``(B, L)``; ``(B, C, L)`` for :class:`Choice` and,
+          with C = 2, :class:`Pair`. :class:`Generation` adds ``decoder_input_ids`` and ``decoder_attention_mask``
+          ``(B, T)``
+        - target of :class:`Classes`, :class:`Choice`, :class:`Pair`: ``(B,)`` int64, -100 unlabelled
+        - target of :class:`Score`: ``(B,)`` float32, NaN unlabelled
+        - target of :class:`Tags`: ``(B, L)`` int64, a word's label at its first piece, -100 elsewhere
+        - target of :class:`Span`: ``(B, 2)`` int64, first and last token, -100 where there is no answer
+        - target of :class:`Generation`: ``(B, T)`` int64, ending in the end token, -100 padding
+
+        A training batch holds one task unless ``mixed``. In a mixed batch of one form of input the rows of other tasks
+        carry the ignore value; with several forms of input it is ``{task: (inputs, {task: target})}``. Batches of
+        evaluation hold one task, sorted by length.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Note:
+        The key of the cache is a hash of the texts and labels read, the content of the tokenizer, and the settings; a
+        change of any makes the tokens anew, and nothing is removed. The folder can be deleted at any time.
+    """
+
+    def __init__(self, **options: Unpack[TextOptions]) -> None:
+        tokenizer, max_length = options.pop("tokenizer", None), options.pop("max_length", 128)
+        truncation, multiple = options.pop("truncation", "longest_first"), options.pop("pad_to_multiple_of", 1)
+        cache, cache_dir = options.pop("cache", True), options.pop("cache_dir", None)
+        sampling, mixed = options.pop("sampling", None), options.pop("mixed", False)
+        steps_per_epoch, bucket_batches = options.pop("steps_per_epoch", None), options.pop("bucket_batches", 50)
+        val_fraction = options.pop("val_fraction", 0.1)
+        options.setdefault("batch_size", 32)
+        super().__init__(**cast(LoaderOptions, options))
+        name = type(self).__name__
+        choices = ("longest_first", "only_first", "only_second", "error")
+        if truncation not in choices:
+            raise ValueError(f"{name}: truncation must be one of {choices}, got {truncation!r}.")
+        for argument, value, least in (("max_length", max_length, 4), ("pad_to_multiple_of", multiple, 1)):
+            if value < least:
+                raise ValueError(f"{name}: {argument} must be at least {least}, got {value}.")
+        if not 0 < val_fraction < 1:
+            raise ValueError(f"{name}: val_fraction must be between 0 and 1, got {val_fraction}.")
+        self.max_length = max_length
+        self.truncation: Truncation = truncation
+        self.pad_to_multiple_of = multiple
+        self.cache_dir = cache_folder(cache_dir) if cache else None
+        self.sampling = sampling
+        self.mixed = mixed
+        self.steps_per_epoch = steps_per_epoch
+        self.bucket_batches = bucket_batches
+        self.val_fraction = val_fraction
+        self._tokenizer_argument = TokenizerTraining() if tokenizer is None else tokenizer
+        self._tokenizer: Any = None
+        self._read: dict[tuple[str, Split], list[TextRecords]] = {}
+        self._made: dict[str, Tokens] = {}
+        self._sampler: TaskSampler | None = None
+
+    # ------------------------------------------------------------------ what a subclass says
+    @abstractmethod
+    def forms(self) -> Mapping[str, Form]:
+        """Return task -> form of its target."""
+
+    @abstractmethod
+    def read(self, task: str, split: Split) -> TextRecords | Sequence[TextRecords] | None:
+        """Return the rows of a task (of a source, see :meth:`sources`) in a split, None where it has none.
+
+        Several records are rows of several files, one after the other.
+        """
+
+    def sources(self) -> Mapping[str, Sequence[str]]:
+        """Return source -> tasks that are asked about its rows; by default every task has rows of its own."""
+        return {task: (task,) for task in self.forms()}
+
+    # ------------------------------------------------------------------ what it gives
+    @property
+    def ignore_values(self) -> dict[str, float | None]:
+        """Task -> value of a target without label."""
+        return {task: form.ignore for task, form in self.forms().items()}
+
+    @property
+    def class_names(self) -> dict[str, tuple[str, ...]]:
+        """Task -> names of its classes, for tasks that have some."""
+        return {task: tuple(form.labels) for task, form in self.forms().items() if isinstance(form, Classes | Tags)}
+
+    @property
+    def num_classes(self) -> dict[str, int]:
+        """Task -> number of its classes, for tasks that have some."""
+        return {task: len(names) for task, names in self.class_names.items()}
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer; it is loaded, or trained, when it is first asked for."""
+        if self._tokenizer is None:
+            self._tokenizer = self._make_tokenizer()
+        return self._tokenizer
+
+    @property
+    def task_ratios(self) -> dict[str, float]:
+        """Source -> probability that a training step (a row, when mixed) is of it, now.
+
+        Raises:
+            RuntimeError: If there is no training loader yet.
+        """
+        if self._sampler is None:
+            raise RuntimeError(
+                f"{type(self).__name__}: task_ratios are known from train_dataloader() on; call it first."
+            )
+        return dict(self._sampler.ratios)
+
+    def hold_out(self, records: TextRecords, split: Split) -> TextRecords:
+        """Return the rows that a split has when ``val_fraction`` of a file is set aside for validation by the seed."""
+        order = torch.randperm(len(records), generator=Generator().manual_seed(mix_seed(self.seed))).tolist()
+        count = min(max(1, round(self.val_fraction * len(records))), max(1, len(records) - 1))
+        return records.take(sorted(order[count:] if split == "train" else order[:count]))
+
+    # ------------------------------------------------------------------ tokens
+    def prepare_data(self) -> None:
+        """Train the tokenizer and tokenize the files, on one process; what is in the cache is left as it is."""
+        if self.cache_dir is None:
+            return
+        stage = None if self.trainer is None or self.trainer.state.fn is None else str(self.trainer.state.fn.value)
+        for split in _SPLITS_OF_STAGE.get(stage, _SPLITS_OF_STAGE[None]):
+            for source in self.sources():
+                for records in self._records(source, split):
+                    self._tokens(source, records)
+        self._read.clear()
+
+    def setup(self, stage: str | None = None) -> None:
+        """Load the tokenizer and the tokens of the splits that ``stage`` needs."""
+        self._check_vocabulary()
+        super().setup(stage)
+        self._read.clear()
+        self._made.clear()
+
+    def make_dataset(self, split: Split) -> TextDataset:
+        """Return the rows of a split, tokenized."""
+        sources: dict[str, TextSource] = {}
+        forms = self.forms()
+        for source, tasks in self.sources().items():
+            parts = self._records(source, split)
+            if parts:
+                sources[source] = TextSource(
+                    tokens=Tokens.joined([self._tokens(source, records) for records in parts]),
+                    forms={task: forms[task] for task in tasks},
+                    ids=[row for part in parts for row in (range(len(part)) if part.ids is None else part.ids)],
+                    paths=[part.path for part in parts for _ in range(len(part))],
+                    lines=[line for part in parts for line in part.lines],
+                )
+        if not sources:
+            raise EmptySplitError(
+                f"{type(self).__name__}: split '{split}' must hold at least one sample, none of the tasks "
+                f"{list(forms)} has a file for it."
+            )
+        return TextDataset(sources)
+
+    def partly_labelled(self, dataset: Dataset[Sample]) -> Dataset[Sample]:
+        """Return the training rows with the labels that ``label_fraction`` leaves, a share of each task's own."""
+        rows = cast(TextDataset, dataset)
+        lengths = {task: rows.lengths[name] for name, source in rows.sources.items() for task in source.forms}
+        return rows.with_kept(
+            {
+                task: labelled_rows(task, lengths[task], share, self.seed)
+                for task, share in self.label_fraction.items()
+                if task in lengths
+            }
+        )
+
+    def _records(self, source: str, split: Split) -> list[TextRecords]:
+        if (source, split) not in self._read:
+            found = self.read(source, split)
+            parts = [] if found is None else [found] if isinstance(found, TextRecords) else list(found)
+            for records in parts:
+                if not len(records):
+                    raise DataFileError.of(
+                        type(self).__name__, records.path, "must hold at least one row, got none", "correct the file"
+                    )
+            self._read[source, split] = parts
+        return self._read[source, split]
+
+    def _tokens(self, source: str, records: TextRecords) -> Tokens:
+        forms = self.forms()
+        own = {task: forms[task] for task in self.sources()[source]}
+        encoding = Encoding(type(self).__name__, self.tokenizer, self.max_length, self.truncation)
+        if self.cache_dir is None:
+            return encoding.encode(records, own)
+        settings = {
+            "tokenizer": self._fingerprint,
+            "max_length": self.max_length,
+            "truncation": self.truncation,
+            "forms": {task: [type(form).__name__, dataclasses.asdict(form)] for task, form in own.items()},
+        }
+        key = records_key(records, settings)
+        if key not in self._made:
+            path = self.cache_dir / "tokens" / f"{key}.arrow"
+            self._made[key] = self._from_disk(path) or self._onto_disk(path, encoding.encode(records, own))
+        return self._made[key]
+
+    def _from_disk(self, path: Any) -> Tokens | None:
+        if not path.is_file():
+            return None
+        try:
+            return read_tokens(path)
+        except (OSError, ValueError) as error:
+            rank_zero_warn(f"{type(self).__name__}: '{path}' cannot be read and is made anew: {error}")
+            return None
+
+    @staticmethod
+    def _onto_disk(path: Any, tokens: Tokens) -> Tokens:
+        write_tokens(path, tokens)
+        return read_tokens(path)
+
+    # ------------------------------------------------------------------ tokenizer
+    def _make_tokenizer(self) -> Any:
+        name, given = type(self).__name__, self._tokenizer_argument
+        if isinstance(given, str):
+            tokenizer = load_tokenizer(name, given)
+        elif isinstance(given, TokenizerTraining):
+            tokenizer = trained_tokenizer(name, given, self._training_texts(), self.cache_dir)
+        else:
+            tokenizer = given
+        self._fingerprint = fingerprint(tokenizer)
+        return tokenizer
+
+    def _training_texts(self) -> list[str]:
+        texts: list[str] = []
+        forms = self.forms()
+        for source, tasks in self.sources().items():
+            for records in self._records(source, "train"):
+                rows = records.texts if records.choices is None else list(itertools.chain(*records.choices))
+                texts += itertools.chain(*rows)
+                for task in tasks:
+                    if isinstance(forms[task], Generation):
+                        texts += [text for text in records.targets_of(task) or [] if isinstance(text, str)]
+        if not texts:
+            raise ValueError(
+                f"{type(self).__name__}: tokenizer must be given where there are no training texts to train one on."
+            )
+        return texts
+
+    @property
+    def pad_token_id(self) -> int:
+        """What batches are padded with: the tokenizer's padding, else its end token."""
+        for value in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id):
+            if value is not None:
+                return int(value)
+        raise ValueError(
+            f"{type(self).__name__}: tokenizer must have a padding token or an end token, "
+            f"{type(self.tokenizer).__name__} has neither; set tokenizer.pad_token and save it again."
+        )
+
+    def _check_vocabulary(self) -> None:
+        module = None if self.trainer is None else self.trainer.lightning_module
+        encoder = getattr(module, "encoder", None)
+        known = getattr(encoder, "vocab_size", None)
+        if known is not None and len(self.tokenizer) > known:
+            raise ValueError(
+                f"{type(self).__name__}: tokenizer must have at most the {known} tokens that the encoder "
+                f"{type(encoder).__name__} knows, got {len(self.tokenizer)}; take the tokenizer of that model, "
+                "or raise the encoder's vocab_size."
+            )
+
+    # ------------------------------------------------------------------ loaders
+    def collate(self, samples: list[Sample]) -> Any:
+        """Join samples into a batch, padded to its longest."""
+        return TextCollate(self.pad_token_id, self.forms(), self.pad_to_multiple_of)(samples)
+
+    def loader_over(self, dataset: Dataset[Sample], train: bool) -> ResumableDataLoader:
+        """Return a loader over rows of several tasks.
+
+        Args:
+            dataset: A :class:`TextDataset`; any other data set of samples is loaded without regard to tasks.
+            train: Whether tasks and rows are drawn at random, instead of each row once.
+        """
+        if not isinstance(dataset, TextDataset):
+            return super().loader_over(dataset, train)
+        sampler = self._training_sampler(dataset) if train else self._evaluation_sampler(dataset)
+        return ResumableDataLoader(
+            dataset,
+            batch_size=None,
+            sampler=sampler,
+            num_workers=self.num_workers,
+            collate_fn=TextCollate(self.pad_token_id, self.forms(), self.pad_to_multiple_of),
+            pin_memory=self.pin_memory,
+            persistent_workers=self.persistent_workers,
+            generator=Generator().manual_seed(self.seed),
+        )
+
+    def _shards(self) -> dict[str, Any]:
+        return (None if self.trainer is None else self.trainer.distributed_sampler_kwargs) or {}
+
+    def _training_sampler(self, dataset: TextDataset) -> TaskSampler:
+        self._sampler = TaskSampler(
+            dataset.lengths,
+            self.batch_size,
+            sampling=self.sampling,
+            mixed=self.mixed,
+            steps_per_epoch=self.steps_per_epoch,
+            sizes=cast(Any, dataset.sizes),
+            bucket_batches=self.bucket_batches,
+            seed=self.seed,
+            **self._shards(),
+        )
+        return self._sampler
+
+    def _evaluation_sampler(self, dataset: TextDataset) -> SequentialTaskSampler:
+        return _ByLength(cast(Any, dataset.sizes), batch_size=self.batch_size, seed=self.seed, **self._shards())
