@@ -251,11 +251,13 @@ class TaskSampler(DistributedSampler[Any]):
 
     def _take(self, task: int, first: int, count: int) -> tuple[Tensor, Tensor]:
         """Return the samples of a task's stream from a position on, and the number of the pass of each."""
-        positions = torch.arange(first, first + count)
         length = self.lengths[self.tasks[task]]
-        passes = positions // length
-        parts = [self._order(task, number) for number in range(first // length, (first + count - 1) // length + 1)]
-        return torch.cat(parts)[positions - first // length * length], passes
+        number, begin = divmod(first, length)
+        if begin + count <= length:
+            return self._order(task, number)[begin : begin + count], torch.full((count,), number)
+        positions = torch.arange(begin, begin + count)
+        orders = [self._order(task, number + later) for later in range((begin + count - 1) // length + 1)]
+        return torch.cat(orders)[positions], number + positions // length
 
     def _samples(self, tasks: list[int], indices: list[int], passes: list[int]) -> list[SampleIndex]:
         return [
@@ -270,7 +272,7 @@ class TaskSampler(DistributedSampler[Any]):
     def __iter__(self) -> Iterator[list[SampleIndex]]:
         """Iterate over this process's batches of this pass."""
         start, self.skip = self.skip, 0
-        return self._mixed(start) if self.mixed else self._unmixed(start)
+        yield from self._mixed(start) if self.mixed else self._unmixed(start)
 
     def _unmixed(self, start: int) -> Iterator[list[SampleIndex]]:
         draws = self._draws()
