@@ -3,7 +3,18 @@
 from lightning_mtl.data.text.base import TextDataModule, TextOptions
 from lightning_mtl.data.text.dataset import TextDataset
 from lightning_mtl.data.text.glue import GLUEDataModule
-from lightning_mtl.data.text.records import Answers, Choice, Classes, Generation, Pair, Score, Span, Tags, TextRecords
+from lightning_mtl.data.text.records import (
+    Answers,
+    Choice,
+    Classes,
+    Generation,
+    Numbers,
+    Pair,
+    Score,
+    Span,
+    Tags,
+    TextRecords,
+)
 from lightning_mtl.data.text.symbols import SymbolTokenizer
 from lightning_mtl.data.text.tokenizers import TokenizerLike, TokenizerTraining
 
@@ -11,11 +22,16 @@ __all__ = [
     "Answers",
     "Choice",
     "Classes",
+    "EmoBankDataModule",
     "GLUEDataModule",
     "Generation",
+    "Numbers",
+    "Numbers",
     "Pair",
+    "SICKDataModule",
     "Score",
     "Span",
+    "SuperGLUEDataModule",
     "SymbolTokenizer",
     "Tags",
     "TextDataModule",

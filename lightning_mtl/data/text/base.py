@@ -24,11 +24,11 @@ from lightning_mtl.data.text.collate import TextCollate
 from lightning_mtl.data.text.dataset import TextDataset, TextSource
 from lightning_mtl.data.text.encoding import Encoding, Truncation
 from lightning_mtl.data.text.records import Classes, Form, Generation, Tags, TextRecords
+from lightning_mtl.data.text.symbols import find_tokenizer
 from lightning_mtl.data.text.tokenizers import (
     TokenizerLike,
     TokenizerTraining,
     fingerprint,
-    load_tokenizer,
     trained_tokenizer,
 )
 
@@ -206,6 +206,14 @@ class TextDataModule(MultiTaskDataModule):
         return records.take(sorted(order[count:] if split == "train" else order[:count]))
 
     # ------------------------------------------------------------------ tokens
+    def encoding(self) -> Encoding:
+        """Return what turns rows into tokens; all that it depends on is in its arguments and in the forms."""
+        return Encoding(type(self).__name__, self.tokenizer, self.max_length, self.truncation)
+
+    def collator(self) -> TextCollate:
+        """Return what joins samples into a batch."""
+        return TextCollate(self.pad_token_id, self.forms(), self.pad_to_multiple_of)
+
     def prepare_data(self) -> None:
         """Train the tokenizer and tokenize the files, on one process; what is in the cache is left as it is."""
         if self.cache_dir is None:
@@ -272,7 +280,7 @@ class TextDataModule(MultiTaskDataModule):
     def _tokens(self, source: str, records: TextRecords) -> Tokens:
         forms = self.forms()
         own = {task: forms[task] for task in self.sources()[source]}
-        encoding = Encoding(type(self).__name__, self.tokenizer, self.max_length, self.truncation)
+        encoding = self.encoding()
         if self.cache_dir is None:
             return encoding.encode(records, own)
         settings = {
@@ -305,7 +313,7 @@ class TextDataModule(MultiTaskDataModule):
     def _make_tokenizer(self) -> Any:
         name, given = type(self).__name__, self._tokenizer_argument
         if isinstance(given, str):
-            tokenizer = load_tokenizer(name, given)
+            tokenizer = find_tokenizer(name, given)
         elif isinstance(given, TokenizerTraining):
             tokenizer = trained_tokenizer(name, given, self._training_texts(), self.cache_dir)
         else:
@@ -354,7 +362,7 @@ class TextDataModule(MultiTaskDataModule):
     # ------------------------------------------------------------------ loaders
     def collate(self, samples: list[Sample]) -> Any:
         """Join samples into a batch, padded to its longest."""
-        return TextCollate(self.pad_token_id, self.forms(), self.pad_to_multiple_of)(samples)
+        return self.collator()(samples)
 
     def loader_over(self, dataset: Dataset[Sample], train: bool) -> ResumableDataLoader:
         """Return a loader over rows of several tasks.
@@ -371,7 +379,7 @@ class TextDataModule(MultiTaskDataModule):
             batch_size=None,
             sampler=sampler,
             num_workers=self.num_workers,
-            collate_fn=TextCollate(self.pad_token_id, self.forms(), self.pad_to_multiple_of),
+            collate_fn=self.collator(),
             pin_memory=self.pin_memory,
             persistent_workers=self.persistent_workers,
             generator=Generator().manual_seed(self.seed),

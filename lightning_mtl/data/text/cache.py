@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from lightning_mtl.data.text.records import TextRecords
 
@@ -55,12 +55,12 @@ class Ragged:
     starts: NDArray[np.int64]
 
     @classmethod
-    def of(cls, rows: Iterable[Iterable[int]]) -> Ragged:
-        """Pack rows of integers."""
-        lists = [np.asarray(row, dtype=np.int32) for row in rows]
+    def of(cls, rows: Iterable[Sequence[float]], dtype: DTypeLike = np.int32) -> Ragged:
+        """Pack rows of numbers."""
+        lists = [np.asarray(row, dtype=dtype) for row in rows]
         starts = np.zeros(len(lists) + 1, dtype=np.int64)
         np.cumsum([len(row) for row in lists], out=starts[1:])
-        return cls(np.concatenate(lists) if lists else np.zeros(0, dtype=np.int32), starts)
+        return cls(np.concatenate(lists) if lists else np.zeros(0, dtype=dtype), starts)
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -83,7 +83,7 @@ class Tokens:
     """Columns of equal length: the tokens and targets of a file's rows.
 
     Args:
-        columns: Name -> rows of tokens, or one value a row.
+        columns: Name -> rows of tokens, or one value a row, or equally many.
         path: The Arrow file that they are mapped from, if so; a copy in another process maps it again.
     """
 
@@ -129,13 +129,14 @@ def write_tokens(path: Path, tokens: Tokens) -> None:
     """Write columns to an Arrow file; it appears under its name when it is complete."""
     import pyarrow as pa
 
-    arrays = {
-        name: pa.LargeListArray.from_arrays(pa.array(column.starts), pa.array(column.values))
-        if isinstance(column, Ragged)
-        else pa.array(column)
-        for name, column in tokens.columns.items()
-    }
-    batch = pa.RecordBatch.from_pydict(arrays)
+    def packed(column: Column) -> Any:
+        if isinstance(column, Ragged):
+            return pa.LargeListArray.from_arrays(pa.array(column.starts), pa.array(column.values))
+        if column.ndim == 2:
+            return pa.FixedSizeListArray.from_arrays(pa.array(column.ravel()), column.shape[1])
+        return pa.array(column)
+
+    batch = pa.RecordBatch.from_pydict({name: packed(column) for name, column in tokens.columns.items()})
     path.parent.mkdir(parents=True, exist_ok=True)
     building = path.parent / f".{path.name}.{uuid.uuid4().hex}"
     try:
@@ -161,6 +162,8 @@ def read_tokens(path: Path) -> Tokens:
     for name, array in zip(batch.schema.names, batch.columns, strict=True):
         if pa.types.is_large_list(array.type):
             columns[name] = Ragged(array.values.to_numpy(), array.offsets.to_numpy())
+        elif pa.types.is_fixed_size_list(array.type):
+            columns[name] = array.values.to_numpy().reshape(len(array), array.type.list_size)
         else:
             columns[name] = array.to_numpy()
     return Tokens(columns, path)

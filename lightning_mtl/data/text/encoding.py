@@ -10,7 +10,7 @@ import numpy as np
 
 from lightning_mtl.data.errors import DataFileError
 from lightning_mtl.data.text.cache import Column, Ragged, Tokens
-from lightning_mtl.data.text.records import IGNORE, Answers, Form, Generation, Inputs, Span, Tags, TextRecords
+from lightning_mtl.data.text.records import IGNORE, Answers, Form, Generation, Inputs, Numbers, Span, Tags, TextRecords
 
 Truncation = Literal["longest_first", "only_first", "only_second", "error"]
 
@@ -199,7 +199,7 @@ class Encoding:
         values: list[Any] = []
         for row in range(len(records)):
             try:
-                values.append(None if raw is None else form.encode(raw[row]))
+                values.append(form.encode(None if raw is None else raw[row]))
             except ValueError as error:
                 raise self._error(records, row, str(error), "correct the file or the form of the task") from error
         name = f"target.{task}"
@@ -211,12 +211,12 @@ class Encoding:
         if isinstance(form, Span) and found is not None and found.source is not None:
             spans = [_tokens_of(value, records.texts[row][-1], found.source[row]) for row, value in enumerate(values)]
             return {name: Ragged.of(spans)}
-        if isinstance(form, Answers):
-            return {name: Ragged.of((IGNORE, IGNORE) if value is None else value for value in values)}
-        numbers = [form.ignore if value is None else value for value in values]
+        dtype = np.dtype(np.float32 if np.isnan(form.ignore) else np.int64)
+        if isinstance(form, Answers | Numbers):
+            return {name: Ragged.of(values, dtype)}
         if raw is None and form.inputs == "pair":
-            numbers = list(range(len(records)))
-        return {name: np.asarray(numbers, dtype=np.float32 if np.isnan(form.ignore) else np.int64)}
+            values = list(range(len(records)))
+        return {name: np.asarray(values, dtype=dtype)}
 
     def _aligned(
         self, records: TextRecords, row: int, labels: list[int] | None, source: list[tuple[int, int, int] | None]

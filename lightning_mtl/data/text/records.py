@@ -78,6 +78,67 @@ class Score:
 
 
 @dataclass(frozen=True)
+class Numbers:
+    """Several real numbers a row, such as a mean and a deviation; the raw target is a list of them.
+
+    Attributes:
+        num: How many.
+        low: Lowest value that is possible, None where there is none.
+        high: Highest value that is possible, None where there is none.
+    """
+
+    num: int
+    low: float | None = None
+    high: float | None = None
+    inputs: Inputs = dataclasses.field(default="texts", init=False)
+    ignore: float = dataclasses.field(default=math.nan, init=False)
+
+    def encode(self, raw: Any) -> list[float]:
+        """Return the numbers, NaN for None.
+
+        Raises:
+            ValueError: If they are not as many, or one is no number in the range.
+        """
+        if raw is None:
+            return [math.nan] * self.num
+        if isinstance(raw, str) or len(raw) != self.num:
+            raise ValueError(f"target must be {self.num} numbers, got {raw!r}")
+        return [Score(self.low, self.high).encode(value) for value in raw]
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """Several real numbers a row, such as mean and spread of ratings; the raw target is a list of them.
+
+    Attributes:
+        num: How many.
+        low: Lowest value that is possible, None where there is none.
+        high: Highest value that is possible, None where there is none.
+
+    Example:
+        >>> Numbers(2, 0, 5).encode([3, "0.5"])
+        [3.0, 0.5]
+    """
+
+    num: int
+    low: float | None = None
+    high: float | None = None
+    inputs: Inputs = dataclasses.field(default="texts", init=False)
+    ignore: float = dataclasses.field(default=math.nan, init=False)
+
+    def encode(self, raw: Any) -> list[float]:
+        """Return the numbers, NaN for those that are None, or all NaN for None.
+
+        Raises:
+            ValueError: If they are not as many numbers in the range.
+        """
+        values = [None] * self.num if raw is None else list(raw)
+        if len(values) != self.num:
+            raise ValueError(f"there must be {self.num} numbers, got {raw!r}")
+        return [Score(self.low, self.high).encode(value) for value in values]
+
+
+@dataclass(frozen=True)
 class Tags:
     """A label for every word; ``texts`` of the records hold the words of a row, the raw target their labels.
 
@@ -89,13 +150,13 @@ class Tags:
     inputs: Inputs = dataclasses.field(default="words", init=False)
     ignore: float = dataclasses.field(default=IGNORE, init=False)
 
-    def encode(self, raw: Any) -> list[int]:
-        """Return the ids of a row's labels; a label of None is -100.
+    def encode(self, raw: Any) -> list[int] | None:
+        """Return the ids of a row's labels, None for None; a label of None is -100.
 
         Raises:
             ValueError: If there is no such label.
         """
-        return [IGNORE if label is None else _position(self.labels, label) for label in raw]
+        return None if raw is None else [IGNORE if label is None else _position(self.labels, label) for label in raw]
 
 
 @dataclass(frozen=True)
@@ -228,7 +289,7 @@ class Generation:
         return raw
 
 
-Form = Classes | Score | Tags | Span | Choice | Pair | Answers | Generation
+Form = Classes | Score | Numbers | Tags | Span | Choice | Pair | Answers | Generation
 """What a task's target is."""
 
 
