@@ -59,7 +59,10 @@ from lightning_mtl.data.errors import DataFileError, DatasetNotFoundError, Empty
 from lightning_mtl.data.gaussian_ring import GaussianRingDataModule
 from lightning_mtl.data.loader import ResumableDataLoader
 from lightning_mtl.data.low_light import LowLight
+from lightning_mtl.data.medmat import MedMATDataModule, MedMATDataset
+from lightning_mtl.data.medmat_files import MedMATRecord, medmat_registry
 from lightning_mtl.data.multi_mnist import MultiMNIST, MultiMNISTDataModule
+from lightning_mtl.data.multiple_choice import MultipleChoice, parse_answers, to_multiple_choice
 from lightning_mtl.data.polynomial import PolynomialRegressionDataModule, QuadraticError, quadratic_error
 from lightning_mtl.data.samplers import (
     AnnealedSampling,
@@ -121,10 +124,14 @@ __all__ = [
     "LowLight",
     "MarkovCopy",
     "MarkovCopyDataModule",
+    "MedMATDataModule",
+    "MedMATDataset",
+    "MedMATRecord",
     "ModularArithmeticDataModule",
     "MultiMNIST",
     "MultiMNISTDataModule",
     "MultiTaskDataModule",
+    "MultipleChoice",
     "NYUv2DataModule",
     "Normalize",
     "Omniglot",
@@ -163,6 +170,9 @@ __all__ = [
     "Triplet",
     "TwoGlyphDataModule",
     "UniformSampling",
+    "medmat_registry",
+    "parse_answers",
     "quadratic_error",
     "sample_generator",
+    "to_multiple_choice",
 ]

@@ -16,7 +16,7 @@ class Table(Dataset[Sample]):
     """Inputs and targets as whole tensors; a batch is taken out in one go instead of sample by sample.
 
     Args:
-        inputs: ``(n, ...)``.
+        inputs: ``(n, ...)``, or name -> ``(n, ...)`` where there are several.
         targets: Task -> ``(n, ...)``.
 
     Raises:
@@ -29,25 +29,31 @@ class Table(Dataset[Sample]):
         (tensor(3.), {'double': tensor(6)})
     """
 
-    def __init__(self, inputs: Tensor, targets: Mapping[str, Tensor]) -> None:
-        lengths = {task: len(target) for task, target in targets.items()}
-        if set(lengths.values()) - {len(inputs)}:
-            raise ValueError(f"Table: targets must have the length of the inputs, {len(inputs)}, got {lengths}.")
-        self.inputs = inputs
+    def __init__(self, inputs: Tensor | Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> None:
+        columns = {"inputs": inputs} if isinstance(inputs, Tensor) else dict(inputs)
+        self._length = len(next(iter(columns.values())))
+        lengths = {name: len(column) for name, column in {**columns, **targets}.items()}
+        if wrong := {name: length for name, length in lengths.items() if length != self._length}:
+            raise ValueError(f"Table: targets must have the length of the inputs, {self._length}, got {wrong}.")
+        self.inputs: Any = inputs if isinstance(inputs, Tensor) else columns
         self.targets = dict(targets)
 
     def __len__(self) -> int:
         """Return the number of samples."""
-        return len(self.inputs)
+        return self._length
+
+    def _rows(self, rows: int | list[int]) -> tuple[Any, dict[str, Tensor]]:
+        whole = isinstance(self.inputs, Tensor)
+        inputs = self.inputs[rows] if whole else {name: column[rows] for name, column in self.inputs.items()}
+        return inputs, {task: target[rows] for task, target in self.targets.items()}
 
     def __getitem__(self, index: int) -> Sample:
         """Return a sample."""
-        return self.inputs[index], {task: target[index] for task, target in self.targets.items()}
+        return self._rows(index)
 
-    def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, dict[str, Tensor]]:
+    def __getitems__(self, indices: Sequence[int]) -> tuple[Any, dict[str, Tensor]]:
         """Return a whole batch; ``torch.utils.data.DataLoader`` asks for it where it is there."""
-        rows = [int(index) for index in indices]
-        return self.inputs[rows], {task: target[rows] for task, target in self.targets.items()}
+        return self._rows([int(index) for index in indices])
 
 
 class TableDataModule(MultiTaskDataModule):

@@ -5,6 +5,7 @@ from lightning_mtl.scaling.attention_forecast import (
     AttentionPrediction,
     extrapolate_polynomial,
 )
+from lightning_mtl.scaling.compositional import compare_conditions, compositional_report, spread
 from lightning_mtl.scaling.lr_sensitivity import LRSensitivity, LRSensitivityResult, lr_sensitivity
 from lightning_mtl.scaling.power_law import LawFit, PowerLaw, fit_law, fit_power_law
 
@@ -15,8 +16,11 @@ __all__ = [
     "LRSensitivityResult",
     "LawFit",
     "PowerLaw",
+    "compare_conditions",
+    "compositional_report",
     "extrapolate_polynomial",
     "fit_law",
     "fit_power_law",
     "lr_sensitivity",
+    "spread",
 ]
