@@ -21,10 +21,16 @@ def test_decoding_gives_the_text_back(level: str, text: str) -> None:
     assert len(tokenizer) == tokenizer.vocab_size == 4 + len(tokenizer.vocabulary)
 
 
+def test_words_are_set_apart_from_punctuation() -> None:
+    tokenizer = SymbolTokenizer.of(["input: 3 1, output: ?"])
+    assert tokenizer.tokenize("input: 3 1, output: ?") == ["input", ":", "3", "1", ",", "output", ":", "?"]
+    assert tokenizer.decode(tokenizer.encode("3 1,", add_special_tokens=False)) == "3 1 ,"
+
+
 def test_unknown_symbols_have_their_own_id() -> None:
     tokenizer = SymbolTokenizer(["a"])
     assert tokenizer.encode("a b") == [1, 4, tokenizer.unk_token_id, 2]
-    assert tokenizer.decode([3]) == "<unk>"
+    assert tokenizer.decode([1, 3, 2], skip_special_tokens=True) == "<unk>"
 
 
 def test_a_call_takes_one_text_several_or_pairs() -> None:

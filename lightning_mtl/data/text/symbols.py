@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from lightning_mtl.data.errors import DataFileError
+from lightning_mtl.data.text.tokenizers import load_tokenizer
 
 Level = Literal["word", "character"]
 
 _FILE = "symbols.json"
+_WORDS = re.compile(r"\w+|[^\w\s]")
 _SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")
+
+
+def _split(text: str, level: Level) -> list[str]:
+    return _WORDS.findall(text) if level == "word" else list(text)
 
 
 class SymbolTokenizer:
@@ -24,7 +31,8 @@ class SymbolTokenizer:
 
     Args:
         vocabulary: The words or characters, each once.
-        level: ``"word"`` splits at white space, ``"character"`` between any two characters.
+        level: ``"word"`` splits at white space and sets punctuation marks apart, ``"character"`` splits between any
+            two characters.
 
     Raises:
         ValueError: If the vocabulary holds a symbol twice, or one that cannot occur at this level.
@@ -48,7 +56,7 @@ class SymbolTokenizer:
         if level not in ("word", "character"):
             raise ValueError(f"SymbolTokenizer: level must be 'word' or 'character', got {level!r}.")
         for symbol in vocabulary:
-            if symbol in _SPECIAL or (symbol.split() != [symbol] if level == "word" else len(symbol) != 1):
+            if symbol in _SPECIAL or _split(symbol, level) != [symbol]:
                 raise ValueError(
                     f"SymbolTokenizer: vocabulary must hold single {level}s that are none of {', '.join(_SPECIAL)}, "
                     f"got {symbol!r}."
@@ -64,8 +72,7 @@ class SymbolTokenizer:
     @classmethod
     def of(cls, texts: Iterable[str], level: Level = "word") -> SymbolTokenizer:
         """Return the tokenizer of everything that occurs in these texts, in sorted order."""
-        found = {symbol for text in texts for symbol in (text.split() if level == "word" else text)}
-        return cls(sorted(found), level)
+        return cls(sorted({symbol for text in texts for symbol in _split(text, level)}), level)
 
     @property
     def vocab_size(self) -> int:
@@ -78,7 +85,7 @@ class SymbolTokenizer:
 
     def tokenize(self, text: str) -> list[str]:
         """Return the symbols of a text."""
-        return text.split() if self.level == "word" else list(text)
+        return _split(text, self.level)
 
     def num_special_tokens_to_add(self, pair: bool = False) -> int:
         """Return how many tokens ``encode`` puts around one text, or around two."""
@@ -129,7 +136,7 @@ class SymbolTokenizer:
 
         Args:
             token_ids: The ids, a tensor or any sequence of integers.
-            skip_special_tokens: Whether padding, begin, end and unknown are left out.
+            skip_special_tokens: Whether padding, begin and end are left out.
 
         Raises:
             ValueError: If an id is not in the vocabulary.
@@ -138,7 +145,7 @@ class SymbolTokenizer:
         for number in token_ids:
             if not 0 <= int(number) < len(self.symbols):
                 raise ValueError(f"SymbolTokenizer: an id must be in 0..{len(self.symbols) - 1}, got {int(number)}.")
-            if not (skip_special_tokens and number < len(_SPECIAL)):
+            if not (skip_special_tokens and number < self.unk_token_id):
                 found.append(self.symbols[int(number)])
         return (" " if self.level == "word" else "").join(found)
 
@@ -172,3 +179,17 @@ class SymbolTokenizer:
             problem = "must be an object with 'level' and 'vocabulary'"
             raise DataFileError.of("SymbolTokenizer", path, problem, "write it with save_pretrained")
         return cls(content["vocabulary"], content["level"])
+
+
+def find_tokenizer(owner: str, folder: str | os.PathLike[str]) -> Any:
+    """Return the tokenizer in a folder: a :class:`SymbolTokenizer`, or one of transformers.
+
+    Args:
+        owner: Name of the class that asks, for the error.
+        folder: The folder.
+
+    Raises:
+        DatasetNotFoundError: If it is not there, or holds no tokenizer.
+    """
+    path = Path(folder).expanduser()
+    return SymbolTokenizer.from_pretrained(path) if (path / _FILE).is_file() else load_tokenizer(owner, path)
