@@ -1,11 +1,11 @@
 """Parameters and multiplications of every architecture beside hard sharing, as a Markdown table.
 
-    python benchmarks/architectures.py [--model resnet18] [--size 96 128] [--tasks 3] [--rounds 0]
+    python benchmarks/architectures.py [--model resnet18] [--size 96 128] [--tasks 3] [--rounds 0] [--only NAME ...]
 
 Counts a forward pass of one image in evaluation through the encoder with its architecture, without the heads, which are
 the same for all. FLOPs are those of torch.utils.flop_counter (convolutions and matrix products, two per
-multiplication). TaskExpert, PADNet and MTINet hand on one map of 64 channels instead of four maps, so that their heads
-are lighter; the initial predictions of the last two are counted, with one channel a task.
+multiplication). TaskExpert, PADNet, MTINet and InvPT hand on one map of 64 channels instead of four maps, so that their
+heads are lighter; the initial predictions of the last three are counted, with one channel a task.
 
 With --rounds N the last column is the time of a training pass (forward and backward, 4 images, one thread, all tasks)
 as a multiple of hard sharing's: the median over N rounds, in each of which the two take turns.
@@ -34,6 +34,7 @@ from lightning_mtl.nn import (
     CrossStitch,
     DSelectK,
     FeatureSpec,
+    InvPT,
     LearningToBranch,
     MMoE,
     MTINet,
@@ -72,6 +73,9 @@ def main() -> None:
     parser.add_argument("--size", type=int, nargs=2, default=(96, 128), metavar=("H", "W"))
     parser.add_argument("--tasks", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=0, help="rounds of timing; 0 leaves the times out")
+    parser.add_argument(
+        "--only", nargs="+", default=[""], help="rows whose name holds one of these, beside hard sharing"
+    )
     arguments = parser.parse_args()
     tasks = [f"task{i}" for i in range(arguments.tasks)]
     tree = [[0] * len(tasks), [0] * len(tasks), [0] * len(tasks), list(range(len(tasks)))]
@@ -93,6 +97,7 @@ def main() -> None:
         "`TaskExpert`, 5 experts": lambda: TaskExpert(trunk(), tasks, resize="bilinear"),
         "`PADNet`, 64 channels": lambda: PADNet(trunk(), dict.fromkeys(tasks, 1)),
         "`MTINet`, 64 channels": lambda: MTINet(trunk(), dict.fromkeys(tasks, 1)),
+        "`InvPT`, 64 channels": lambda: InvPT(trunk(), dict.fromkeys(tasks, 1), downsample=1),
     }
     image = torch.randn(1, 3, *arguments.size)
     images = torch.randn(4, 3, *arguments.size)
@@ -106,6 +111,8 @@ def main() -> None:
     reference = trunk().train()
     first: tuple[int, int] | None = None
     for name, build in builds.items():
+        if first and not any(part in name for part in arguments.only):
+            continue
         encoder = build().eval()
         parameters = sum(p.numel() for p in encoder.parameters())
         with FlopCounterMode(display=False) as counter:

@@ -79,23 +79,23 @@ def stage(inputs: int, outputs: int, stride: int) -> nn.Sequential:
     )
 
 
-def ramp(generator: np.random.Generator, low: float, high: float) -> np.ndarray:
+def ramp(generator: np.random.Generator, low: float, high: float, side: int = SIZE) -> np.ndarray:
     """Return a linear ramp in a random direction over the image."""
     angle = generator.uniform(0, 2 * np.pi)
-    rows, columns = np.mgrid[:SIZE, :SIZE]
+    rows, columns = np.mgrid[:side, :side]
     position = np.cos(angle) * columns + np.sin(angle) * rows
     share = (position - position.min()) / (position.max() - position.min())
     return low + (high - low) * share
 
 
-def scene(generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Return a bright image in 0..1, (3, H, W), and its class map."""
-    image = np.stack([ramp(generator, *generator.uniform(0.35, 0.6, 2)) for _ in range(3)])
-    labels = np.zeros((SIZE, SIZE), dtype=np.int64)
-    rows, columns = np.mgrid[:SIZE, :SIZE]
+def scene(generator: np.random.Generator, side: int = SIZE) -> tuple[np.ndarray, np.ndarray]:
+    """Return a bright image in 0..1, (3, H, W), and its class map; shapes grow with the image."""
+    image = np.stack([ramp(generator, *generator.uniform(0.35, 0.6, 2), side) for _ in range(3)])
+    labels = np.zeros((side, side), dtype=np.int64)
+    rows, columns = np.mgrid[:side, :side]
     for _ in range(3):
-        kind, size = generator.integers(1, 4), generator.integers(4, 9)
-        y, x = generator.integers(size, SIZE - size, 2)
+        kind, size = generator.integers(1, 4), generator.integers(round(0.1 * side), round(0.2 * side) + 1)
+        y, x = generator.integers(size, side - size, 2)
         dy, dx = rows - y, columns - x
         if kind == 1:
             inside = dy**2 + dx**2 <= size**2

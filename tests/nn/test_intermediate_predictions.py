@@ -1,4 +1,4 @@
-"""PAD-Net and MTI-Net: the distillation against its closed form, and losses on initial predictions."""
+"""PAD-Net and MTI-Net: the distillation against its closed form; losses on initial predictions, InvPT's too."""
 
 from __future__ import annotations
 
@@ -11,16 +11,25 @@ from torch import Tensor, nn
 from lightning_mtl import MultiTaskModule
 from lightning_mtl.balancers import FAMO, MGDA
 from lightning_mtl.module import _Plain
-from lightning_mtl.nn import ConvHead, FeatEnHancer, MLPEncoder, MTINet, PADNet, SupervisedFeatures
+from lightning_mtl.nn import ConvHead, FeatEnHancer, InvPT, MLPEncoder, MTINet, PADNet, SupervisedFeatures
 from lightning_mtl.nn.architectures.mti_net import FeaturePropagation
-from lightning_mtl.nn.architectures.pad_net import JoinedMaps, PredictionEncoder, SpatialDistillation
+from lightning_mtl.nn.architectures.pad_net import JoinedMaps, SpatialDistillation
 from lightning_mtl.tasks import FCOS, Depth, Regression, SemanticSegmentation, Task
 from tests.nn.cases import ThreeStages
 
 OUTPUTS = {"segmentation": 3, "depth": 1}
 IMAGES = (4, 3, 24, 16)
 
-architectures = pytest.mark.parametrize("cls", [PADNet, MTINet])
+SIZES: dict[Any, dict[str, int]] = {
+    PADNet: {"channels": 5},
+    MTINet: {"channels": 5},
+    InvPT: {"channels": 8, "num_stages": 2},
+}
+
+architectures = pytest.mark.parametrize("cls", list(SIZES))
+distilling = pytest.mark.parametrize(
+    "cls", [PADNet, MTINet]
+)  # InvPT feeds the predictions on, so that all tasks train them
 
 
 def make_module(cls: Any, balancer: Any = None, **arguments: Any) -> MultiTaskModule:
@@ -29,7 +38,7 @@ def make_module(cls: Any, balancer: Any = None, **arguments: Any) -> MultiTaskMo
         "segmentation": SemanticSegmentation(3, head=ConvHead, loss_weight=2.0),
         "depth": Depth(head=ConvHead),
     }
-    return MultiTaskModule(cls(ThreeStages(), OUTPUTS, channels=5, **arguments), tasks, balancer).train()
+    return MultiTaskModule(cls(ThreeStages(), OUTPUTS, **SIZES[cls], **arguments), tasks, balancer).train()
 
 
 def make_batch() -> tuple[Tensor, dict[str, Tensor]]:
@@ -127,9 +136,9 @@ def test_mti_net_reads_what_the_coarser_scale_hands_down() -> None:
 
 # ------------------------------------------------------------------ losses on initial predictions
 @architectures
-def test_initial_predictions_have_the_channels_and_scales_that_they_should(cls: type[PredictionEncoder]) -> None:
-    encoder = cls(ThreeStages(), OUTPUTS, channels=5, deep_supervision=0.5)
-    scales = [(12, 8)] if cls is PADNet else [(12, 8), (6, 4), (6, 4)]
+def test_initial_predictions_have_the_channels_and_scales_that_they_should(cls: Any) -> None:
+    encoder = cls(ThreeStages(), OUTPUTS, **SIZES[cls], deep_supervision=0.5)
+    scales = {PADNet: [(12, 8)], MTINet: [(12, 8), (6, 4), (6, 4)], InvPT: [(3, 2)]}[cls]
     for task, features in encoder(torch.randn(IMAGES)).items():
         assert [tuple(made.shape) for made in features.initial] == [(4, OUTPUTS[task], *size) for size in scales]
         assert features.weight == 0.5
@@ -152,7 +161,7 @@ def test_the_loss_of_a_task_is_that_of_its_head_and_its_weighed_initial_predicti
         torch.testing.assert_close(found.parts[f"{name}/initial"], factor * 0.5 * initial)
 
 
-@architectures
+@distilling
 def test_initial_heads_learn_only_where_their_task_has_labels(cls: Any) -> None:
     module = make_module(cls)
     inputs, targets = make_batch()
@@ -166,7 +175,14 @@ def test_initial_heads_learn_only_where_their_task_has_labels(cls: Any) -> None:
     assert gradient_of(heads["segmentation"]) > 0
 
 
-@architectures
+def test_tokens_of_inv_pt_carry_the_initial_predictions_to_other_tasks() -> None:
+    module = make_module(InvPT, deep_supervision=0.0)
+    inputs, targets = make_batch()
+    module.training_step((inputs, {"depth": targets["depth"]})).backward()
+    assert gradient_of(initial_heads(module)["segmentation"]) > 0
+
+
+@distilling
 def test_without_deep_supervision_initial_heads_stay(cls: Any) -> None:
     module = make_module(cls, deep_supervision=0.0)
     module.training_step(make_batch()).backward()
@@ -202,7 +218,7 @@ def test_a_second_pass_gives_the_same_losses(cls: Any) -> None:
     torch.testing.assert_close({name: loss.detach() for name, loss in module._recompute().items()}, first)
 
 
-@pytest.mark.parametrize("cls", [PADNet, MTINet])
+@architectures
 def test_what_is_exported_gives_the_final_predictions(cls: Any) -> None:
     module = make_module(cls).eval()
     inputs, _ = make_batch()
