@@ -2,6 +2,7 @@
 
 from lightning_mtl.data.text.base import TextDataModule, TextOptions
 from lightning_mtl.data.text.dataset import TextDataset
+from lightning_mtl.data.text.emobank import EmoBankDataModule
 from lightning_mtl.data.text.glue import GLUEDataModule
 from lightning_mtl.data.text.records import (
     Answers,
@@ -15,6 +16,8 @@ from lightning_mtl.data.text.records import (
     Tags,
     TextRecords,
 )
+from lightning_mtl.data.text.sick import SICKDataModule
+from lightning_mtl.data.text.superglue import SuperGLUEDataModule
 from lightning_mtl.data.text.symbols import SymbolTokenizer
 from lightning_mtl.data.text.tokenizers import TokenizerLike, TokenizerTraining
 
@@ -25,7 +28,6 @@ __all__ = [
     "EmoBankDataModule",
     "GLUEDataModule",
     "Generation",
-    "Numbers",
     "Numbers",
     "Pair",
     "SICKDataModule",

@@ -83,7 +83,7 @@ class Tokens:
     """Columns of equal length: the tokens and targets of a file's rows.
 
     Args:
-        columns: Name -> rows of tokens, or one value a row, or equally many.
+        columns: Name -> rows of tokens, or one value a row.
         path: The Arrow file that they are mapped from, if so; a copy in another process maps it again.
     """
 
@@ -129,14 +129,13 @@ def write_tokens(path: Path, tokens: Tokens) -> None:
     """Write columns to an Arrow file; it appears under its name when it is complete."""
     import pyarrow as pa
 
-    def packed(column: Column) -> Any:
-        if isinstance(column, Ragged):
-            return pa.LargeListArray.from_arrays(pa.array(column.starts), pa.array(column.values))
-        if column.ndim == 2:
-            return pa.FixedSizeListArray.from_arrays(pa.array(column.ravel()), column.shape[1])
-        return pa.array(column)
-
-    batch = pa.RecordBatch.from_pydict({name: packed(column) for name, column in tokens.columns.items()})
+    arrays = {
+        name: pa.LargeListArray.from_arrays(pa.array(column.starts), pa.array(column.values))
+        if isinstance(column, Ragged)
+        else pa.array(column)
+        for name, column in tokens.columns.items()
+    }
+    batch = pa.RecordBatch.from_pydict(arrays)
     path.parent.mkdir(parents=True, exist_ok=True)
     building = path.parent / f".{path.name}.{uuid.uuid4().hex}"
     try:
@@ -162,8 +161,6 @@ def read_tokens(path: Path) -> Tokens:
     for name, array in zip(batch.schema.names, batch.columns, strict=True):
         if pa.types.is_large_list(array.type):
             columns[name] = Ragged(array.values.to_numpy(), array.offsets.to_numpy())
-        elif pa.types.is_fixed_size_list(array.type):
-            columns[name] = array.values.to_numpy().reshape(len(array), array.type.list_size)
         else:
             columns[name] = array.to_numpy()
     return Tokens(columns, path)

@@ -85,6 +85,10 @@ class Numbers:
         num: How many.
         low: Lowest value that is possible, None where there is none.
         high: Highest value that is possible, None where there is none.
+
+    Example:
+        >>> Numbers(2, 0, 5).encode([3, "0.5"])
+        [3.0, 0.5]
     """
 
     num: int
@@ -104,38 +108,6 @@ class Numbers:
         if isinstance(raw, str) or len(raw) != self.num:
             raise ValueError(f"target must be {self.num} numbers, got {raw!r}")
         return [Score(self.low, self.high).encode(value) for value in raw]
-
-
-@dataclass(frozen=True)
-class Numbers:
-    """Several real numbers a row, such as mean and spread of ratings; the raw target is a list of them.
-
-    Attributes:
-        num: How many.
-        low: Lowest value that is possible, None where there is none.
-        high: Highest value that is possible, None where there is none.
-
-    Example:
-        >>> Numbers(2, 0, 5).encode([3, "0.5"])
-        [3.0, 0.5]
-    """
-
-    num: int
-    low: float | None = None
-    high: float | None = None
-    inputs: Inputs = dataclasses.field(default="texts", init=False)
-    ignore: float = dataclasses.field(default=math.nan, init=False)
-
-    def encode(self, raw: Any) -> list[float]:
-        """Return the numbers, NaN for those that are None, or all NaN for None.
-
-        Raises:
-            ValueError: If they are not as many numbers in the range.
-        """
-        values = [None] * self.num if raw is None else list(raw)
-        if len(values) != self.num:
-            raise ValueError(f"there must be {self.num} numbers, got {raw!r}")
-        return [Score(self.low, self.high).encode(value) for value in values]
 
 
 @dataclass(frozen=True)
