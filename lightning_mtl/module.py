@@ -26,6 +26,7 @@ from lightning_mtl.metrics import directions
 from lightning_mtl.nn.recorded import NotRecordedError, describe
 from lightning_mtl.nn.spec import FeatureSpec
 from lightning_mtl.nn.task_aware import SupervisedFeatures
+from lightning_mtl.optim.base import TaskAwareOptimizer
 from lightning_mtl.tasks.base import Task
 
 _RNG_KEY = "lightning_mtl_random_states"
@@ -44,11 +45,15 @@ class _Piece(NamedTuple):
 
 
 class _Losses(NamedTuple):
-    """Losses of a batch, the features that they are of, and the parts of the losses that have some."""
+    """Losses of a batch, the features that they are of, and the parts of the losses that have some.
+
+    ``labels`` holds the number of labels of every loss, on all processes together.
+    """
 
     losses: dict[str, Tensor]
     features: Any
     parts: dict[str, Tensor]
+    labels: dict[str, float]
 
 
 class MultiTaskModule(pl.LightningModule):
@@ -259,8 +264,8 @@ class MultiTaskModule(pl.LightningModule):
                 self._mark(source, name, "loss")
                 initial = self._initial_predictions(found, name, size)
                 pieces.setdefault(name, []).append(self._loss_of(name, prediction, targets[name], *initial))
-        losses, parts = self._join(pieces, only)
-        return _Losses(losses, next(iter(features.values())) if len(features) == 1 else features, parts)
+        losses, parts, labels = self._join(pieces, only)
+        return _Losses(losses, next(iter(features.values())) if len(features) == 1 else features, parts, labels)
 
     def _loss_of(
         self, name: str, prediction: Any, target: Any, initial: Sequence[Any] = (), initial_weight: float = 0.0
@@ -285,11 +290,11 @@ class MultiTaskModule(pl.LightningModule):
 
     def _join(
         self, pieces: dict[str, list[_Piece]], only: Iterable[str] | None
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, float]]:
         """Turn the means over each piece of the labels into the mean over all of them, on all processes.
 
         Returns:
-            Task -> loss, and ``"task/part"`` -> value for the losses that have parts.
+            Task -> loss, ``"task/part"`` -> value for the losses that have parts, and task -> number of labels.
         """
         zero = torch.zeros((), device=self.device)
         names = [name for name in self.tasks if only is None or name in only]
@@ -334,7 +339,7 @@ class MultiTaskModule(pl.LightningModule):
                 for part, value in piece.parts.items():
                     key, term = f"{name}/{part}", value * (piece.labels * share).to(value.dtype)
                     parts[key] = parts[key] + term if key in parts else term
-        return losses, parts
+        return losses, parts, {name: rows[name][0] for name in present}
 
     # ------------------------------------------------------------------ training
     def setup(self, stage: str) -> None:
@@ -344,6 +349,15 @@ class MultiTaskModule(pl.LightningModule):
         if stage == "fit":
             self.balancer.attach(self.trainer)
 
+    def on_train_start(self) -> None:
+        """Introduce optimizers that want to know the tasks of a step to the Trainer."""
+        for optimizer in self._task_aware_optimizers():
+            optimizer.attach(self.trainer)
+
+    def _task_aware_optimizers(self) -> list[TaskAwareOptimizer]:
+        optimizers = [] if self._trainer is None else self._trainer.optimizers
+        return [optimizer for optimizer in optimizers if isinstance(optimizer, TaskAwareOptimizer)]
+
     def training_step(self, batch: Any, batch_idx: int = 0) -> Tensor:
         """Return the balancer's scalar for this batch, and log the losses and weights."""
         recompute = None
@@ -351,9 +365,10 @@ class MultiTaskModule(pl.LightningModule):
             marks = self._marks = RandomMarks()
             recompute = self._recompute = functools.partial(self._second_pass, batch, RandomState.now(), marks)
         try:
-            losses, features, parts = self._losses(batch)
+            losses, features, parts, labels = self._losses(batch)
         finally:
             self._marks = None
+        self.balancer.observe_labels(labels)
         total = self.balancer(losses, shared=self.shared_parameters(), features=features, recompute=recompute)
         idle = [name for name in self.tasks if name not in losses]
         if idle:  # what takes no part this time gets a zero gradient, so that plain ddp goes on
@@ -380,9 +395,11 @@ class MultiTaskModule(pl.LightningModule):
         trainer = cast(Any, self._trainer)
         if trainer is None or (trainer.global_step + 1) % max(trainer.log_every_n_steps, 1):
             return
-        values = {f"train/{name}/loss": loss.detach() for name, loss in losses.items()}
+        values: dict[str, Any] = {f"train/{name}/loss": loss.detach() for name, loss in losses.items()}
         values |= {f"train/{name}": part for name, part in parts.items()}
         values |= {f"balancer/{name}/weight": weight for name, weight in self.balancer.weights.items()}
+        for optimizer in self._task_aware_optimizers():
+            values |= optimizer.values_to_log()
         self.log_dict(values, on_step=True, on_epoch=False, batch_size=1)
         self.log("train/loss", total.detach(), on_step=True, on_epoch=False, prog_bar=True, batch_size=1)
 
@@ -501,6 +518,10 @@ class MultiTaskModule(pl.LightningModule):
         if score is not None:
             logged[f"{stage}/delta_m"] = score
         self.log_dict(logged, on_step=False, on_epoch=True, sync_dist=is_distributed(), batch_size=1)
+        sampling = getattr(getattr(self._trainer, "datamodule", None), "sampling", None)
+        if stage == "val" and callable(getattr(sampling, "observe", None)) and not self.trainer.sanity_checking:
+            losses = {task: {"loss": float(logged[f"val/{task}/loss"])} for task in numbers}
+            cast(Any, sampling).observe({task: losses[task] | found for task, found in numbers.items()})
 
     def evaluated_tasks(self) -> list[tuple[str, Task]]:
         """Return the tasks that had a batch in the evaluation under way, on any process."""

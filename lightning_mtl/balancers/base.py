@@ -42,6 +42,12 @@ class Balancer(nn.Module, Recorded, ABC):
     needs_losses_after_step: ClassVar[bool] = False
     """Whether :meth:`after_step` wants the losses of the same batch after the optimizer's step."""
 
+    needs_validation_losses: ClassVar[bool] = False
+    """Whether :meth:`observe_validation` wants losses on validation data during training."""
+
+    update_interval: int = 1
+    """Optimizer steps between two calls of :meth:`observe_validation`."""
+
     learns_parameters: ClassVar[bool] = False
     """Whether it has parameters that the user's optimizer must hold, so that it cannot wait to be bound by a call."""
 
@@ -215,7 +221,25 @@ class Balancer(nn.Module, Recorded, ABC):
         """Meet the shared network before its first forward pass; gradient methods learn its layers and their names."""
 
     def attach(self, trainer: Trainer) -> None:
-        """Meet the Trainer before training; gradient methods read its gradient scaler and check its strategy."""
+        """Meet the Trainer before training; gradient methods read its gradient scaler and check its strategy.
+
+        Raises:
+            MisconfigurationException: If the method needs validation losses and no callback of the Trainer feeds them.
+        """
+        callbacks = getattr(trainer, "callbacks", [])
+        if self.needs_validation_losses and not any(getattr(c, "feeds_validation_losses", False) for c in callbacks):
+            from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+            raise MisconfigurationException(
+                f"{type(self).__name__}: needs validation losses during training; add the callback "
+                "lightning_mtl.callbacks.ValidationLosses to the Trainer."
+            )
+
+    def observe_labels(self, counts: Mapping[str, float]) -> None:
+        """Take task name -> number of labels, on all processes together, that the next call's losses are means over."""
+
+    def observe_validation(self, losses: Mapping[str, Tensor]) -> None:
+        """Take the losses of one batch of validation data for every task; see :attr:`needs_validation_losses`."""
 
     def after_step(self, losses: Mapping[str, Tensor]) -> None:
         """Take the losses of the same batch after the optimizer's step; see :attr:`needs_losses_after_step`."""

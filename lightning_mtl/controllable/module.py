@@ -303,7 +303,7 @@ class ControllableModule(MultiTaskModule):
         if terms:
             self._distilled = cast(Tensor, sum(terms))
         full = cast(_Losses, parent)
-        return _Losses(sums, full.features, full.parts)
+        return _Losses(sums, full.features, full.parts, full.labels)
 
     def _distance(self, parent: Any, child: Any, wide: list[_Output], narrow: list[_Output]) -> Tensor:
         """Return the distillation loss of one narrow network."""

@@ -26,6 +26,7 @@ from lightning_mtl.balancers import (
     AlignedMTL,
     Balancer,
     CAGrad,
+    CoBa,
     ConFIG,
     DualProj,
     EncodecBalancer,
@@ -97,7 +98,10 @@ def schedules(tasks: Sequence[str]) -> dict[str, LossSchedule]:
 
 LOSS_WEIGHTING = [
     BalancerCase("equal", lambda t: EqualWeighting(t), EqualWeighting, float),
+    BalancerCase("equal-mean", lambda t: EqualWeighting(t, normalize=True), None, lambda k: 1.0),
     BalancerCase("fixed", lambda t: FixedWeighting(spread(t))),
+    BalancerCase("fixed-mean", lambda t: FixedWeighting(spread(t), normalize=True), None, lambda k: 1.0),
+    BalancerCase("coba", lambda t: CoBa(t), CoBa, lambda k: 1.0),
     BalancerCase("uncertainty", lambda t: UncertaintyWeighting(t)),
     BalancerCase(
         "uncertainty-mixed",
@@ -118,6 +122,7 @@ LOSS_WEIGHTING = [
     BalancerCase("stch-log-nadir", lambda t: LogSmoothTchebycheff(t, 0.5, nadir=spread(t))),
     BalancerCase("famo", lambda t: FAMO(t), FAMO, lambda k: 1.0),
     BalancerCase("famo-bounds", lambda t: FAMO(t, 0.1, min_losses=spread(t, -0.5, 0.1)), None, lambda k: 1.0),
+    BalancerCase("famo-val", lambda t: FAMO(t, on="val"), None, lambda k: 1.0),
     BalancerCase("gradnorm", lambda t: GradNorm(t), GradNorm, float),
     BalancerCase("gradnorm-sgd", lambda t: GradNorm(t, lr=0.01, optimizer="sgd", parameters="all"), None, float),
     BalancerCase("initial", lambda t: InitialLossNormalization(t), InitialLossNormalization),
@@ -127,6 +132,8 @@ LOSS_WEIGHTING = [
     BalancerCase("cosmos", lambda t: COSMOS(spread(t), penalty=0.5), signed=True),
     BalancerCase("pbi", lambda t: PBI(spread(t)), signed=True),
 ]
+
+# LabelProportionalWeighting must be told the numbers of labels before every call; it is tested in test_coba.py.
 
 RAYS = [(1.0, 0.1, 0.0), (0.5, 0.5, 0.5), (0.1, 1.0, 0.2)]
 

@@ -1,6 +1,7 @@
 """Balancers that weight the losses."""
 
 from lightning_mtl.balancers.loss_weighting.base import LossWeighting
+from lightning_mtl.balancers.loss_weighting.coba import CoBa, convergence_weights
 from lightning_mtl.balancers.loss_weighting.cosmos import COSMOS
 from lightning_mtl.balancers.loss_weighting.dwa import DWA
 from lightning_mtl.balancers.loss_weighting.famo import FAMO
@@ -9,6 +10,7 @@ from lightning_mtl.balancers.loss_weighting.geometric_loss import GeometricLoss
 from lightning_mtl.balancers.loss_weighting.gradnorm import GradNorm
 from lightning_mtl.balancers.loss_weighting.imtl_l import IMTLL
 from lightning_mtl.balancers.loss_weighting.initial_loss_normalization import InitialLossNormalization
+from lightning_mtl.balancers.loss_weighting.label_proportional import LabelProportionalWeighting
 from lightning_mtl.balancers.loss_weighting.log_transform import LogTransform
 from lightning_mtl.balancers.loss_weighting.pbi import PBI
 from lightning_mtl.balancers.loss_weighting.preference_weighting import PreferenceWeighting
@@ -23,11 +25,13 @@ __all__ = [
     "FAMO",
     "IMTLL",
     "PBI",
+    "CoBa",
     "EqualWeighting",
     "FixedWeighting",
     "GeometricLoss",
     "GradNorm",
     "InitialLossNormalization",
+    "LabelProportionalWeighting",
     "LogSmoothTchebycheff",
     "LogTransform",
     "LossSchedule",
@@ -37,4 +41,5 @@ __all__ = [
     "ScheduledWeighting",
     "SmoothTchebycheff",
     "UncertaintyWeighting",
+    "convergence_weights",
 ]

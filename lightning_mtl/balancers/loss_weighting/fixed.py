@@ -19,6 +19,7 @@ class EqualWeighting(LossWeighting):
 
     Args:
         tasks: Task names; None binds them at the first call.
+        normalize: Divide by the number of present tasks, so that the total is their mean.
 
     Example:
         >>> import torch
@@ -31,13 +32,14 @@ class EqualWeighting(LossWeighting):
 
     reads_losses: ClassVar[bool] = False
 
-    def __init__(self, tasks: Sequence[str] | None = None) -> None:
+    def __init__(self, tasks: Sequence[str] | None = None, normalize: bool = False) -> None:
         super().__init__()
+        self.normalize = normalize
         self.bind(tasks)
 
     def compute_weights(self, losses: Tensor, rows: list[int]) -> Tensor:
-        """Return ones."""
-        return torch.ones_like(losses)
+        """Return ones, or their shares."""
+        return torch.full_like(losses, 1 / len(rows) if self.normalize else 1.0)
 
 
 class FixedWeighting(LossWeighting):
@@ -45,6 +47,8 @@ class FixedWeighting(LossWeighting):
 
     Args:
         weights: Task name -> weight, not negative and not all zero. Its keys are the tasks.
+        normalize: Divide by the sum of the weights of the present tasks, so that the total is a weighted mean. Where
+            all present tasks have weight zero, so has the total.
 
     Raises:
         ValueError: If a weight is negative or all are zero.
@@ -61,11 +65,12 @@ class FixedWeighting(LossWeighting):
     reads_losses: ClassVar[bool] = False
     fixed: Tensor
 
-    def __init__(self, weights: Mapping[str, float]) -> None:
+    def __init__(self, weights: Mapping[str, float], normalize: bool = False) -> None:
         super().__init__()
         if any(not value >= 0 for value in weights.values()) or not any(weights.values()):
             raise ValueError(f"FixedWeighting: weights must not be negative nor all be zero, got {dict(weights)}.")
         self.given = dict(weights)
+        self.normalize = normalize
         self.bind(tuple(weights))
 
     def _create_state(self, num_tasks: int) -> None:
@@ -73,4 +78,8 @@ class FixedWeighting(LossWeighting):
 
     def compute_weights(self, losses: Tensor, rows: list[int]) -> Tensor:
         """Return the constants of the present tasks."""
-        return take(self.fixed, rows).to(losses.dtype)
+        weights = take(self.fixed, rows).to(losses.dtype)
+        if not self.normalize:
+            return weights
+        total = weights.sum()
+        return weights / torch.where(total > 0, total, 1.0)
