@@ -359,6 +359,37 @@ class TextDataModule(MultiTaskDataModule):
                 "or raise the encoder's vocab_size."
             )
 
+    def in_file_order(self, predictions: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+        """Return task -> prediction of every row that ``predict`` reads, in the order of the files.
+
+        Args:
+            predictions: What ``trainer.predict(module, datamodule=data)`` returned, on one process.
+
+        Raises:
+            ValueError: If there are not as many batches and rows as the files have.
+        """
+        self.setup("predict")
+        name, dataset = type(self).__name__, self.datasets["predict"]
+        if not isinstance(dataset, TextDataset):
+            raise TypeError(f"{name}: the prediction data must be a TextDataset, got {type(dataset).__name__}.")
+        batches = list(self._evaluation_sampler(dataset))
+        if len(batches) != len(predictions):
+            raise ValueError(
+                f"{name}: predictions must be those of all {len(batches)} batches on one process, got "
+                f"{len(predictions)}; call trainer.predict(module, datamodule=data) with this data module."
+            )
+        found: dict[str, dict[int, Any]] = {}
+        for positions, outputs in zip(batches, predictions, strict=True):
+            for task in dataset.sources[dataset.place(positions[0])[0]].forms:
+                if task not in outputs or len(outputs[task]) != len(positions):
+                    raise ValueError(
+                        f"{name}: predictions of a batch must hold {len(positions)} rows of the task '{task}', got "
+                        f"{ {other: len(value) for other, value in outputs.items()} }."
+                    )
+                for position, value in zip(positions, outputs[task], strict=True):
+                    found.setdefault(task, {})[dataset.place(position)[1]] = value
+        return {task: [values[row] for row in sorted(values)] for task, values in found.items()}
+
     # ------------------------------------------------------------------ loaders
     def collate(self, samples: list[Sample]) -> Any:
         """Join samples into a batch, padded to its longest."""

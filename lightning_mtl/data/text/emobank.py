@@ -95,13 +95,13 @@ class EmoBankDataModule(TextDataModule):
 
     def forms(self) -> Mapping[str, Form]:
         """Return the form that the ratings take, and the genres."""
-        form: Form = {
+        known: dict[Ratings, Form] = {
             "mean": Score(1, LEVELS),
             "moments": Numbers(2, 0, LEVELS),
             "distribution": Numbers(LEVELS, 0, 1),
             "single": Classes(tuple(str(score) for score in range(1, LEVELS + 1))),
-        }[self.ratings]
-        return {task: Classes(GENRES) if task == "genre" else form for task in self.tasks}
+        }
+        return {task: Classes(GENRES) if task == "genre" else known[self.ratings] for task in self.tasks}
 
     def sources(self) -> Mapping[str, Sequence[str]]:
         """Return that all tasks are asked about the same sentences."""

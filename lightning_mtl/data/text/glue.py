@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -240,35 +240,19 @@ class GLUEDataModule(TextDataModule):
         Note:
             Of classes a prediction may be the class id, or one probability a class. Scores are cut to 0..5.
         """
-        self.setup("predict")
-        dataset = self.datasets["predict"]
-        if not isinstance(dataset, TextDataset):
-            raise TypeError(f"GLUEDataModule: the prediction data must be a TextDataset, got {type(dataset).__name__}.")
-        batches = list(self._evaluation_sampler(dataset))
-        if len(batches) != len(predictions):
-            raise ValueError(
-                f"GLUEDataModule: predictions must be those of all {len(batches)} batches on one process, got "
-                f"{len(predictions)}; call trainer.predict(module, datamodule=data) with this data module."
-            )
-        rows: dict[Path, dict[int, str]] = {}
-        for positions, outputs in zip(batches, predictions, strict=True):
-            task = dataset.place(positions[0])[0]
-            if task not in outputs or len(outputs[task]) != len(positions):
-                raise ValueError(
-                    f"GLUEDataModule: predictions of a batch must hold {len(positions)} rows of the task '{task}', got "
-                    f"{ {name: len(value) for name, value in outputs.items()} }."
-                )
-            for position, text in zip(positions, _as_text(GLUE_TASKS[task].form, outputs[task]), strict=True):
-                row = dataset.place(position)[1]
-                rows.setdefault(dataset.sources[task].paths[row], {})[row] = text
+        ordered = self.in_file_order(predictions)
+        sources = cast(TextDataset, self.datasets["predict"]).sources
         written = []
         Path(folder).mkdir(parents=True, exist_ok=True)
-        for path, texts in rows.items():
-            ids = dataset.sources[_task_of(path)].ids
-            target = Path(folder) / _submission_name(path)
-            lines = [f"{ids[row]}\t{texts[row]}\n" for row in sorted(texts)]
-            target.write_text("index\tprediction\n" + "".join(lines), encoding="utf-8")
-            written.append(target)
+        for task, values in ordered.items():
+            lines: dict[Path, list[str]] = {}
+            texts = _as_text(GLUE_TASKS[task].form, torch.stack([torch.as_tensor(value) for value in values]))
+            for path, name, text in zip(sources[task].paths, sources[task].ids, texts, strict=True):
+                lines.setdefault(path, []).append(f"{name}\t{text}\n")
+            for path, rows in lines.items():
+                target = Path(folder) / _submission_name(path)
+                target.write_text("index\tprediction\n" + "".join(rows), encoding="utf-8")
+                written.append(target)
         return written
 
 

@@ -69,7 +69,10 @@ class SICKDataModule(TextDataModule):
 
     def forms(self) -> Mapping[str, Form]:
         """Return the range of relatedness and the classes of entailment."""
-        known = {"relatedness": Score(1, 5), "entailment": Classes(("ENTAILMENT", "NEUTRAL", "CONTRADICTION"))}
+        known: dict[str, Form] = {
+            "relatedness": Score(1, 5),
+            "entailment": Classes(("ENTAILMENT", "NEUTRAL", "CONTRADICTION")),
+        }
         return {task: known[task] for task in self.tasks}
 
     def sources(self) -> Mapping[str, Sequence[str]]:

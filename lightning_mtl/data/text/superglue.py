@@ -6,15 +6,17 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from typing_extensions import Unpack
 
 from lightning_mtl.data.base import Split, resolve_root
 from lightning_mtl.data.errors import DataFileError, DatasetNotFoundError
 from lightning_mtl.data.loader import ResumableDataLoader
 from lightning_mtl.data.text.base import TextDataModule, TextOptions
+from lightning_mtl.data.text.dataset import TextDataset
 from lightning_mtl.data.text.records import Answers, Choice, Classes, Form, TextRecords
 from lightning_mtl.data.text.superglue_rows import LAYOUTS, YES_NO, Row, json_lines
 
@@ -171,42 +173,30 @@ class SuperGLUEDataModule(TextDataModule):
             )
         return super().test_dataloader()
 
-    def write_submission(
-        self, folder: str | os.PathLike[str], predictions: Mapping[str, Sequence[int]], split: Split = "test"
-    ) -> list[Path]:
-        """Write predictions in the form that the benchmark's server takes, one file a task, such as ``BoolQ.jsonl``.
+    def write_submission(self, predictions: Sequence[Mapping[str, Any]], folder: str | os.PathLike[str]) -> list[Path]:
+        """Write predictions of the test files as SuperGLUE wants them: a JSON object a line in ``BoolQ.jsonl`` etc.
 
         Args:
-            folder: Where to; it is made if it is not there.
-            predictions: Task -> class (number of the alternative; 1 for a right answer) of every sample, in the order
-                of the file.
-            split: Which samples they are of.
+            predictions: What ``trainer.predict(module, datamodule=data)`` returned, on one process.
+            folder: Folder to write to; it is made where it does not exist.
 
         Returns:
             The files.
 
         Raises:
-            ValueError: If a task is not among ``tasks``, or the number of predictions or one of them is wrong.
+            ValueError: If there are not as many batches and rows as the test files have.
         """
-        name, written = type(self).__name__, []
-        for task, classes in predictions.items():
-            if task not in self.tasks:
-                raise ValueError(f"{name}: predictions must be of {list(self.tasks)}, got '{task}'.")
-            ids = self.read(task, split).ids or []
-            if len(classes) != len(ids):
-                raise ValueError(
-                    f"{name}: predictions['{task}'] must be {len(ids)}, one a sample of '{split}', got {len(classes)}."
-                )
-            spelt = _SPELLINGS[task]
-            wrong = [int(value) for value in classes if not 0 <= int(value) < len(spelt)]
-            if wrong:
-                raise ValueError(
-                    f"{name}: predictions['{task}'] must be classes in 0..{len(spelt) - 1}, got {wrong[0]}."
-                )
-            labels = [spelt[int(value)] for value in classes]
-            lines = _nested(ids, labels) if task == "multirc" else _flat(ids, labels)
+        ordered = self.in_file_order(predictions)
+        sources = cast(TextDataset, self.datasets["predict"]).sources
+        written = []
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        for task, values in ordered.items():
+            scores = torch.stack([torch.as_tensor(value) for value in values])
+            if scores.is_floating_point():  # probabilities of the classes, or of the second of two
+                scores = scores.argmax(-1) if scores.ndim == 2 else scores > 0.5
+            labels = [_SPELLINGS[task][int(number)] for number in scores.tolist()]
+            lines = _nested(sources[task].ids, labels) if task == "multirc" else _flat(sources[task].ids, labels)
             path = Path(folder) / f"{LAYOUTS[task].folder}.jsonl"
-            path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
             written.append(path)
         return written
