@@ -14,7 +14,15 @@ from lightning_mtl.tasks.normals import SurfaceNormals
 from lightning_mtl.tasks.ordinal import OrdinalClassification
 from lightning_mtl.tasks.regression import Regression
 from lightning_mtl.tasks.segmentation import SemanticSegmentation
-from lightning_mtl.tasks.text import LanguageModeling
+from lightning_mtl.tasks.text import (
+    LanguageModeling,
+    MultipleChoice,
+    Retrieval,
+    SpanQuestionAnswering,
+    TextClassification,
+    TextRegression,
+    TokenClassification,
+)
 
 __all__ = [
     "FCOS",
@@ -27,11 +35,17 @@ __all__ = [
     "LanguageModeling",
     "MulticlassClassification",
     "MultilabelClassification",
+    "MultipleChoice",
     "OrdinalClassification",
     "Regression",
     "RetinaNet",
+    "Retrieval",
     "Saliency",
     "SemanticSegmentation",
+    "SpanQuestionAnswering",
     "SurfaceNormals",
     "Task",
+    "TextClassification",
+    "TextRegression",
+    "TokenClassification",
 ]
