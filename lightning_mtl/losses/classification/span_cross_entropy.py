@@ -51,13 +51,9 @@ class SpanCrossEntropy(LabelledLoss):
         name = type(self).__name__
         if target.ndim != 2 or target.shape[1] != 2 or target.is_floating_point():
             raise ValueError(f"{name}: target must be integers (B, 2), got {tuple(target.shape)} of {target.dtype}.")
-        if (
-            prediction.ndim != 3
-            or prediction.shape[1] < 1
-            or (prediction.shape[0], prediction.shape[2]) != target.shape
-        ):
+        if prediction.ndim != 3 or prediction.shape[1] < 1 or prediction.shape[::2] != target.shape:
             raise ValueError(
-                f"{name}: prediction must be ({target.shape[0]}, L, 2) for a target of shape {tuple(target.shape)}, got "
+                f"{name}: prediction must be ({len(target)}, L, 2) for a target of shape {tuple(target.shape)}, got "
                 f"{tuple(prediction.shape)}; give the head two output channels a token."
             )
         self._length = prediction.shape[1]

@@ -10,7 +10,8 @@ def info_nce(
 ) -> Tensor:
     r"""Return how badly every query tells its own candidates from the others.
 
-    .. math:: \ell_i = -\frac{1}{|P_i|} \sum_{j \in P_i} \log \frac{\exp(s\, q_i^\top c_j)}{\sum_k \exp(s\, q_i^\top c_k)}
+    .. math::
+        \ell_i = -\frac{1}{|P_i|} \sum_{j \in P_i} \log \frac{\exp(s\, q_i^\top c_j)}{\sum_k \exp(s\, q_i^\top c_k)}
 
     with the candidates :math:`P_i` of the query's group and the scale :math:`s`, one over the temperature. With one
     candidate a group this is InfoNCE; with several it is the form of supervised contrastive learning with the sum

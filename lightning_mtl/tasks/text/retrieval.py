@@ -163,7 +163,7 @@ def _gathered(rows: Tensor) -> Tensor:
 
 
 class _Gather(torch.autograd.Function):
-    """Stack the tensors of all processes; the gradient of a tensor is the sum of those that the processes have of it."""
+    """Stack the tensors of all processes; the gradient of one is the sum of those that the processes have of it."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:
