@@ -18,6 +18,7 @@ ORDER = {
     "nn": 1,
     "data": 1,
     "metrics": 1,
+    "optim": 1,
     "scaling": 1,
     "tasks": 2,
     "balancers": 2,

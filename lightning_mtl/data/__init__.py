@@ -61,6 +61,7 @@ from lightning_mtl.data.loader import ResumableDataLoader
 from lightning_mtl.data.low_light import LowLight
 from lightning_mtl.data.medmat import MedMATDataModule, MedMATDataset
 from lightning_mtl.data.medmat_files import MedMATRecord, medmat_registry
+from lightning_mtl.data.mixture import TaskConcat, TaskMixtureDataModule
 from lightning_mtl.data.multi_mnist import MultiMNIST, MultiMNISTDataModule
 from lightning_mtl.data.multiple_choice import MultipleChoice, parse_answers, to_multiple_choice
 from lightning_mtl.data.polynomial import PolynomialRegressionDataModule, QuadraticError, quadratic_error
@@ -160,6 +161,8 @@ __all__ = [
     "StreamDataset",
     "SyntheticScenes",
     "SyntheticScenesDataModule",
+    "TaskConcat",
+    "TaskMixtureDataModule",
     "TaskSampler",
     "TaskSampling",
     "TaskStream",
