@@ -20,6 +20,7 @@ from lightning_mtl.callbacks.grokking import GrokkingDetector, GrokkingReport, G
 from lightning_mtl.callbacks.instability import InstabilityError, InstabilityMonitor, InstabilityWarning
 from lightning_mtl.callbacks.prediction_panels import PredictionPanels
 from lightning_mtl.callbacks.results_table import ResultsTable
+from lightning_mtl.callbacks.score_average import GLUEAverage, ScoreAverage
 from lightning_mtl.callbacks.sharpness import SharpnessMonitor
 from lightning_mtl.callbacks.timestep_affinity import TimestepAffinity
 
@@ -31,6 +32,7 @@ __all__ = [
     "EnhancementPanel",
     "ExperienceReplay",
     "ForgettingPrioritizedFinetuning",
+    "GLUEAverage",
     "GradientConflict",
     "GrokkingDetector",
     "GrokkingReport",
@@ -41,6 +43,7 @@ __all__ = [
     "ModuleChangeMonitor",
     "PredictionPanels",
     "ResultsTable",
+    "ScoreAverage",
     "SharpnessMonitor",
     "TaskAffinity",
     "TimestepAffinity",

@@ -72,3 +72,4 @@ WATCHERS = [
 # InstabilityError and InstabilityWarning are what InstabilityMonitor raises; tested in test_instability.py.
 # EnhancementPanel needs a network with an enhancement; tested in test_enhancement_panel.py.
 # DynamicPruning needs dynamic convolutions and steers; tested in test_dynamic_pruning.py.
+# ScoreAverage and GLUEAverage need the metrics of their benchmark; tested in test_score_average.py.

@@ -23,6 +23,7 @@ from lightning_mtl.losses import (
     LabelledLoss,
     LogitMatching,
     SILog,
+    SpanCrossEntropy,
     SquaredError,
 )
 
@@ -86,6 +87,17 @@ def teacher_logits(*shape: int) -> Tensor:
     return target
 
 
+def spans(n: int) -> Tensor:
+    first = torch.randint(4, (n,))
+    target = torch.stack([first, (first + torch.randint(3, (n,))).clamp(max=4)], 1)
+    target[1:-1] = -100
+    return target
+
+
+def span_logits(target: Tensor) -> Tensor:
+    return 200 * torch.nn.functional.one_hot(target.clamp(min=0), 5).mT.double()
+
+
 CASES = [
     LossCase(
         "cross-entropy",
@@ -101,6 +113,14 @@ CASES = [
         lambda n: (torch.randn(n, 3, 2, 5).double(), classes(3, n, 2, 5, missing=255)),
         all_equal_to(255),
         wrong_label=-1,
+    ),
+    LossCase(
+        "span-cross-entropy",
+        lambda r: SpanCrossEntropy(reduction=r),
+        lambda n: (torch.randn(n, 5, 2).double(), spans(n)),
+        all_equal_to(-100),
+        wrong_label=5,
+        perfect=span_logits,
     ),
     LossCase(
         "binary-cross-entropy",
