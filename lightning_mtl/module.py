@@ -368,6 +368,8 @@ class MultiTaskModule(pl.LightningModule):
             losses, features, parts, labels = self._losses(batch)
         finally:
             self._marks = None
+        for optimizer in self._task_aware_optimizers():
+            optimizer.observe_tasks(list(losses), begins=batch_idx % self.trainer.accumulate_grad_batches == 0)
         self.balancer.observe_labels(labels)
         total = self.balancer(losses, shared=self.shared_parameters(), features=features, recompute=recompute)
         idle = [name for name in self.tasks if name not in losses]
