@@ -17,6 +17,7 @@ from lightning_mtl.tasks.segmentation import SemanticSegmentation
 from lightning_mtl.tasks.text import (
     LanguageModeling,
     MultipleChoice,
+    MultiRC,
     Retrieval,
     SpanQuestionAnswering,
     TextClassification,
@@ -33,6 +34,7 @@ __all__ = [
     "Edges",
     "FasterRCNN",
     "LanguageModeling",
+    "MultiRC",
     "MulticlassClassification",
     "MultilabelClassification",
     "MultipleChoice",

@@ -19,6 +19,7 @@ from lightning_mtl.tasks import (
     Edges,
     MulticlassClassification,
     MultilabelClassification,
+    MultiRC,
     OrdinalClassification,
     Regression,
     RetinaNet,
@@ -66,6 +67,12 @@ def bits(target: Tensor) -> Tensor:
 
 def ranks(target: Tensor) -> Tensor:
     return torch.where(target.unsqueeze(1) > torch.arange(3), 100.0, -100.0)
+
+
+def answers(n: int) -> Tensor:
+    target = torch.stack([torch.randint(2, (n,)), torch.randint(4, (n,))], 1)
+    target[1::5] = -100
+    return target
 
 
 DEPTH = ("abs_error", "delta1", "delta2", "delta3", "rel_error", "rmse")
@@ -126,6 +133,15 @@ CASES = [
             perfect=ranks,
         )
         for kind in ("coral", "corn")
+    ),
+    TaskCase(
+        "MultiRC",
+        lambda: MultiRC(class_weights=[1.0, 2.0]),
+        answers,
+        -100,
+        ("em", "f1a"),
+        (2,),
+        perfect=lambda t: 100.0 * torch.nn.functional.one_hot(t[:, 0].clamp(min=0), 2),
     ),
     TaskCase(
         "SemanticSegmentation",
