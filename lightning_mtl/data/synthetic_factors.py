@@ -20,6 +20,8 @@ _STREAMS: dict[Split, int] = {"train": 0, "val": 1, "test": 2, "predict": 2}
 _SIZE = 16
 _PERIOD = 8
 _AMPLITUDE = 0.35
+_BRIGHTNESS = 1.5
+_BLUR_GAIN = 2.0
 _RING = ((1.0, 1.0, 1.0), (1.0, 0.0, 1.0), (1.0, 1.0, 1.0))
 _PLUS = ((0.0, 1.0, 0.0), (1.0, 1.0, 1.0), (0.0, 1.0, 0.0))
 
@@ -41,12 +43,12 @@ def factor_registry() -> CompositionRegistry:
 class FactorImagesDataModule(TableDataModule):
     """Grey images described by (modality, area, task), with a yes-or-no question about each.
 
-    Every image of 16 x 16 pixels shows one or two lesions of 3 x 3 pixels, rings or plus signs, in the upper or the
-    lower half. The task asks for their ``count``, their ``shape``, or the ``half``; the area is the direction of the
-    stripes behind them, ``vertical``, ``horizontal`` or ``diagonal``; the modality shows the image ``plain``,
-    ``inverted``, or ``blurred`` (mean of 3 x 3 pixels, with the spread that it had before). That makes 27 data sets.
-    Without a target all of them are trained and evaluated; with a target the training split is the pool of the
-    condition (:meth:`CompositionalSplit.pool`), and the others hold images of the target alone.
+    Every image of 16 x 16 pixels shows one or two lesions of 3 x 3 pixels, rings or plus signs (1.5, on stripes between
+    -0.35 and 0.35), in the upper or the lower half. The task asks for their ``count``, their ``shape``, or the
+    ``half``; the area is the direction of the stripes behind them, ``vertical``, ``horizontal`` or ``diagonal``; the
+    modality shows the image ``plain``, ``inverted``, or ``blurred`` (twice the mean of 3 x 3 pixels). That makes 27
+    data sets. Without a target all of them are trained and evaluated; with a target the training split is the pool of
+    the condition (:meth:`CompositionalSplit.pool`), and the others hold images of the target alone.
 
     Batches are ``({"image": (B, 1, 16, 16), "task": (B,)}, {"answer": (B,)})``: which question is asked is an input, as
     for a model that reads it, and one output answers all. ``group_by`` divides the answers into one task for every
@@ -218,19 +220,17 @@ def factor_images(triplet: Triplet, count: int, noise: float, generator: Generat
     tops = torch.randint(6, (count, 2), generator=generator) + 8 * lower[:, None]
     lefts = torch.randint(6, (count, 2), generator=generator)
     first_left = torch.randint(2, (count,), generator=generator)  # whether the only lesion is in the left half
-    shapes = torch.tensor([_RING, _PLUS])
+    shapes = torch.tensor([_RING, _PLUS]) > 0
     for number in range(count):
         shape = shapes[plus[number]]
         for side in range(2):
             if two[number] or side == first_left[number]:
                 top, left = int(tops[number, side]), int(lefts[number, side]) + 8 * side
-                images[number, top : top + 3, left : left + 3] += shape
+                images[number, top : top + 3, left : left + 3].masked_fill_(shape, _BRIGHTNESS)
     images = images.unsqueeze(1)
     if triplet.modality == "inverted":
         images = -images
     elif triplet.modality == "blurred":
-        spread = images.std(dim=(2, 3), keepdim=True)
-        images = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, 1)
-        images = images * (spread / images.std(dim=(2, 3), keepdim=True))
+        images = _BLUR_GAIN * F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, 1)
     images = images + noise * torch.randn(images.shape, generator=generator)
     return images, {"count": two, "shape": plus, "half": lower}[triplet.task]

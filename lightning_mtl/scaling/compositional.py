@@ -41,16 +41,12 @@ def spread(total: int, sizes: Mapping[str, int]) -> dict[str, int]:
     """
     if total > sum(sizes.values()):
         raise ValueError(f"spread: total must be at most the {sum(sizes.values())} items of all, got {total}.")
-    counts = dict.fromkeys(sizes, 0)
+    counts: dict[str, int] = {}
     left = total
-    while left:
-        open_ = [name for name in sizes if counts[name] < sizes[name]]
-        share, more = divmod(left, len(open_))
-        for place, name in enumerate(open_):
-            given = min(share + (place < more), sizes[name] - counts[name])
-            counts[name] += given
-            left -= given
-    return {name: count for name, count in counts.items() if count}
+    for place, name in enumerate(sorted(sizes, key=lambda name: sizes[name])):
+        counts[name] = min(sizes[name], left // (len(sizes) - place))
+        left -= counts[name]
+    return {name: counts[name] for name in sizes if counts[name]}
 
 
 def compositional_report(

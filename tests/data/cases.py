@@ -18,6 +18,7 @@ from lightning_mtl.data import (
     Compose,
     DenseFolderDataModule,
     ExDarkDataModule,
+    FactorImagesDataModule,
     FitInside,
     FolderTarget,
     GaussianRingDataModule,
@@ -112,6 +113,10 @@ def _multi_mnist(**options: Any) -> MultiMNISTDataModule:
 
 def _two_glyph(**options: Any) -> TwoGlyphDataModule:
     return TwoGlyphDataModule(num_train=25, num_val=8, num_test=6, **options)
+
+
+def _factor_images(**options: Any) -> FactorImagesDataModule:
+    return FactorImagesDataModule("blurred-vertical-shape", num_train_each=2, num_eval_each=8, **options)
 
 
 def _gaussian_ring(**options: Any) -> GaussianRingDataModule:
@@ -216,6 +221,7 @@ CASES = [
     Case("acdc", _acdc, write_acdc_tree, (3, *SIZE), {"segmentation": (SIZE, torch.int64)}, "acdc", STILL),
     Case("multi-mnist", _multi_mnist, write_mnist, (1, 36, 36), DIGITS, "mnist"),
     Case("two-glyph", _two_glyph, None, (1, 16, 16), DIGITS),
+    Case("factor-images", _factor_images, None, (1, 16, 16), {"answer": ((), torch.int64)}),
     Case("gaussian-ring", _gaussian_ring, None, (2,), {"mode": ((), torch.int64)}),
     Case("task-stream", _task_stream, None, (1, 8, 8), {"class": ((), torch.int64)}),
 ]
@@ -245,3 +251,5 @@ TRANSFORMS: dict[str, JointTransform] = {
 # ReservoirBuffer and RingBuffer are tested in test_continual.py.
 # TorchvisionTransform and the boxes that go through the transforms are tested in test_detection_transforms.py,
 # DarkFaceDataModule in test_low_light.py; DetectionDataset and DetectionOptions through the modules above.
+# CompositionRegistry, CompositionalSplit and Triplet are tested in test_compositional.py; MedMATDataModule, whose
+# batches hold texts, with MedMATDataset, MedMATRecord and MultipleChoice in test_med_mat.py.

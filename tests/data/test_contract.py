@@ -46,12 +46,13 @@ def test_batches_hold_what_is_promised(case: Case, split: str, tmp_path: Path) -
     loader = data.make_loader(split)
     inputs, targets = next(iter(loader))
     batch = min(4, len(data.datasets[split]))
-    assert inputs.shape == (batch, *case.image)
-    assert inputs.dtype == torch.float32
+    images = inputs["image"] if isinstance(inputs, dict) else inputs
+    assert images.shape == (batch, *case.image)
+    assert images.dtype == torch.float32
     assert set(targets) == set(case.targets)
     for task, (shape, dtype) in case.targets.items():
         if (shape, dtype) == BOXES:
-            check_boxes(targets[task], inputs)
+            check_boxes(targets[task], images)
             continue
         assert targets[task].shape == (batch, *shape), task
         assert targets[task].dtype == dtype, task
@@ -62,7 +63,7 @@ def test_targets_are_in_range(case: Case, tmp_path: Path) -> None:
     data = case.make(tmp_path)
     data.setup("fit")
     for inputs, targets in data.train_dataloader():
-        assert inputs.isfinite().all()
+        assert all(leaf.isfinite().all() for leaf in tree_leaves(inputs))
         for task, value in targets.items():
             if isinstance(value, list):
                 labels = torch.cat([target["labels"] for target in value])

@@ -56,6 +56,7 @@ class EncoderCase:
 
 ENCODERS = [
     EncoderCase("lenet", lambda: LeNetEncoder(image_size=16, channels=(4, 6), kernel_size=3, width=8), (1, 16, 16)),
+    EncoderCase("lenet-padded", lambda: LeNetEncoder(1, 16, (4, 6), 3, 8, padding=1), (1, 16, 16)),
     EncoderCase("mlp", lambda: MLPEncoder(12, [16, 8]), (12,)),
     EncoderCase("quadratic", lambda: QuadraticNetwork(12, 16, 3, train_readout=True), (12,)),
     EncoderCase("resnet18-pooled", lambda: TimmEncoder("resnet18")),
@@ -73,6 +74,7 @@ ENCODERS = [
     EncoderCase("smp-mit_b0", lambda: SmpEncoder("mit_b0")),
 ]
 
+# TaskConditionedEncoder reads a mapping and is tested in test_task_conditioned.py.
 # RotatedFeatures gives features by task, trained by a balancer; tested in tests/balancers/test_rotograd.py.
 
 

@@ -14,9 +14,9 @@ from lightning_mtl.nn.spec import FeatureSpec
 class LeNetEncoder(nn.Module, Recorded):
     """Encode small images with a few convolutions and one fully connected layer.
 
-    Every convolution keeps no border and is followed by 2 x 2 max pooling and a ReLU; the maps that remain are
-    flattened into a fully connected layer with a ReLU. The defaults are the shared part of the network that multi-task
-    papers train on pairs of digits.
+    Every convolution, without a border unless there is padding, is followed by 2 x 2 max pooling and a ReLU; the maps
+    that remain are flattened into a fully connected layer with a ReLU. The defaults are the shared part of the network
+    that multi-task papers train on pairs of digits.
 
     Args:
         in_chans: Number of channels of the images.
@@ -24,6 +24,7 @@ class LeNetEncoder(nn.Module, Recorded):
         channels: Number of channels of every convolution.
         kernel_size: Height and width of every kernel.
         width: Width of the features.
+        padding: Zeros that every convolution adds at each border.
 
     Shape:
         - inputs: ``(B, in_chans, image_size, image_size)``; returns ``(B, width)``.
@@ -51,6 +52,7 @@ class LeNetEncoder(nn.Module, Recorded):
         channels: Sequence[int] = (10, 20),
         kernel_size: int = 5,
         width: int = 50,
+        padding: int = 0,
     ) -> None:
         super().__init__()
         if not channels or min(in_chans, kernel_size, width, *channels) < 1:
@@ -59,16 +61,18 @@ class LeNetEncoder(nn.Module, Recorded):
                 f"channels not empty, got in_chans={in_chans}, kernel_size={kernel_size}, width={width}, "
                 f"channels={list(channels)}."
             )
+        if padding < 0:
+            raise ValueError(f"LeNetEncoder: padding must not be negative, got {padding}.")
         layers: list[nn.Module] = []
         side = image_size
         for width_in, width_out in itertools.pairwise([in_chans, *channels]):
-            side = (side - kernel_size + 1) // 2
+            side = (side + 2 * padding - kernel_size + 1) // 2
             if side < 1:
                 raise ValueError(
                     f"LeNetEncoder: image_size must leave at least one pixel after {len(channels)} convolutions of "
                     f"size {kernel_size} with pooling, got {image_size}; take larger images or fewer channels."
                 )
-            layers += [nn.Conv2d(width_in, width_out, kernel_size), nn.MaxPool2d(2), nn.ReLU()]
+            layers += [nn.Conv2d(width_in, width_out, kernel_size, padding=padding), nn.MaxPool2d(2), nn.ReLU()]
         self.layers = nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels[-1] * side * side, width), nn.ReLU())
         self.feature_spec = FeatureSpec("vector", (width,))
 

@@ -29,8 +29,8 @@ class TaskConditionedEncoder(nn.Module, Recorded):
         - inputs: a mapping with what the encoder reads and the question ``(B,)`` int64; returns ``(B, D)``.
 
     Raises:
-        ValueError: If the encoder's features are no vectors, or ``num_tasks`` is not positive; in ``forward``, if an
-            input is missing or a question is out of range.
+        ValueError: If the encoder's features are no vectors, or ``num_tasks`` is not positive; in ``forward``, if
+            an input is missing.
 
     Example:
         >>> from lightning_mtl.nn import MLPEncoder
