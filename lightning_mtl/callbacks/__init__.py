@@ -23,6 +23,7 @@ from lightning_mtl.callbacks.results_table import ResultsTable
 from lightning_mtl.callbacks.score_average import GLUEAverage, ScoreAverage
 from lightning_mtl.callbacks.sharpness import SharpnessMonitor
 from lightning_mtl.callbacks.timestep_affinity import TimestepAffinity
+from lightning_mtl.callbacks.validation_losses import ValidationLosses
 
 __all__ = [
     "AffinityTable",
@@ -47,6 +48,7 @@ __all__ = [
     "SharpnessMonitor",
     "TaskAffinity",
     "TimestepAffinity",
+    "ValidationLosses",
     "default_groups",
     "detect_grokking",
     "finetuning_steps",

@@ -80,7 +80,13 @@ from lightning_mtl.data.samplers import (
     UniformSampling,
     sample_generator,
 )
-from lightning_mtl.data.sequence import MarkovCopy, MarkovCopyDataModule, ModularArithmeticDataModule
+from lightning_mtl.data.sequence import (
+    DigitTasks,
+    DigitTasksDataModule,
+    MarkovCopy,
+    MarkovCopyDataModule,
+    ModularArithmeticDataModule,
+)
 from lightning_mtl.data.synthetic import SyntheticScenes, SyntheticScenesDataModule
 from lightning_mtl.data.synthetic_factors import FactorImagesDataModule
 from lightning_mtl.data.two_glyph import TwoGlyphDataModule
@@ -109,6 +115,8 @@ __all__ = [
     "DetectionDataModule",
     "DetectionDataset",
     "DetectionOptions",
+    "DigitTasks",
+    "DigitTasksDataModule",
     "DomainShift",
     "DynamicSampling",
     "EmptySplitError",

@@ -53,6 +53,8 @@ def _task_affinity() -> TaskAffinity:
     return TaskAffinity(every_n_steps=1, measures=["cosine", "lookahead", "mean_cosine"], per_layer=True)
 
 
+# ValidationLosses steers a balancer; it is tested in test_validation_losses.py.
+
 WATCHERS = [
     Case("continual_metrics", _continual_metrics),
     Case("gradient_conflict", lambda: GradientConflict(every_n_steps=2)),
