@@ -22,6 +22,7 @@ from lightning_mtl.tasks.text import (
     SpanQuestionAnswering,
     TextClassification,
     TextRegression,
+    TextToText,
     TokenClassification,
 )
 
@@ -49,5 +50,6 @@ __all__ = [
     "Task",
     "TextClassification",
     "TextRegression",
+    "TextToText",
     "TokenClassification",
 ]
