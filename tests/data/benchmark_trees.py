@@ -174,9 +174,9 @@ def write_emobank(root: Path) -> Path:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("id", "split", "V", "A", "D", "text"))
         for i, split in zip(ids[:-1], splits, strict=True):
-            both = zip(means(rated["reader"][i]), means(rated["writer"][i]), strict=True)
+            both = means(rated["reader"][i] + rated["writer"][i])
             text = f'"{sentence(draw)}\u2028 it\u2019s {i}'
-            writer.writerow((i, split, *(round(sum(pair) / 2, 2) for pair in both), text))
+            writer.writerow((i, split, *both, text))
     genres = ["blog", "fiction", "SemEval"]
     lines = [f"{i}\t{i.split('_')[0]}\t{genres[n % 3]}\t \n" for n, i in enumerate(ids)]
     (folder / "meta.tsv").write_text("id\tdocument\tcategory\tsubcategory\n" + "".join(lines))

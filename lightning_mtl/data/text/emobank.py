@@ -60,9 +60,8 @@ class EmoBankDataModule(TextDataModule):
         ValueError: If an argument is out of range.
 
     Note:
-        The means over both perspectives are those of ``emobank.csv``: the plain average of a sentence's two means, not
-        weighted by the number of ratings. The other forms over both perspectives pool all ratings. The standard
-        deviation is that of the ratings at hand (divided by N), as in the authors' files.
+        Over both perspectives all ratings of a sentence count alike, in every form; the means are those of
+        ``emobank.csv``. The standard deviation is that of the ratings at hand (divided by N), as in the authors' files.
 
         486 of the sentences that were rated are not in ``emobank.csv``, which holds the text; they are left out, and
         :attr:`without_text` counts their ratings. 34 short texts stand in more than one split.
