@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_mtl.nn import FasterRCNNHead, FCOSHead, RetinaNetHead
+from lightning_mtl.nn import FasterRCNNHead, FCOSHead, FeatureSpec, RetinaNetHead
 from lightning_mtl.tasks import (
     FCOS,
     BinaryClassification,
@@ -19,17 +19,24 @@ from lightning_mtl.tasks import (
     Edges,
     MulticlassClassification,
     MultilabelClassification,
+    MultipleChoice,
     MultiRC,
     OrdinalClassification,
     Regression,
     RetinaNet,
+    Retrieval,
     Saliency,
     SemanticSegmentation,
+    SpanQuestionAnswering,
     SurfaceNormals,
     Task,
+    TextClassification,
+    TextRegression,
+    TokenClassification,
 )
 
 SIZE = (16, 24)
+TOKENS = (7, 5)
 
 
 @dataclass(frozen=True)
@@ -48,6 +55,17 @@ class TaskCase:
     bad_label: float | None = None
     perfect: Callable[[Tensor], Tensor] | None = None
     """Target -> the raw prediction whose loss is zero."""
+    sample: tuple[int, ...] = (5,)
+    """Shape of the features of one sample, for tasks that are not dense; ``(L, 5)`` are tokens."""
+    joins: bool = True
+    """Whether the loss of two joined batches is the mean over their units."""
+
+    @property
+    def spec(self) -> FeatureSpec:
+        """The features that the task's head is built on."""
+        if self.dense:
+            return FeatureSpec("maps", (4, 6), (2, 4))  # light: the default head is a convolution
+        return FeatureSpec("tokens" if self.sample == TOKENS else "vector", (5,))
 
 
 def holes(target: Tensor, value: float) -> Tensor:
@@ -75,6 +93,18 @@ def answers(n: int) -> Tensor:
     return target
 
 
+def one_hot(target: Tensor, classes: int) -> Tensor:
+    return 100.0 * torch.nn.functional.one_hot(target.clamp(min=0), classes)
+
+
+def spans(n: int) -> Tensor:
+    first = torch.randint(5, (n,))
+    target = torch.stack([first, first + torch.randint(3, (n,))], 1)
+    target[1::5] = -100
+    return target
+
+
+TAGS = ("O", "B-X", "I-X")
 DEPTH = ("abs_error", "delta1", "delta2", "delta3", "rel_error", "rmse")
 
 CASES = [
@@ -142,6 +172,72 @@ CASES = [
         ("em", "f1a"),
         (2,),
         perfect=lambda t: 100.0 * torch.nn.functional.one_hot(t[:, 0].clamp(min=0), 2),
+    ),
+    TaskCase(
+        "TextClassification",
+        lambda: TextClassification(3, ["accuracy", "f1", "binary_f1", "matthews"]),
+        lambda n: holes(torch.randint(3, (n,)), -100),
+        -100,
+        ("accuracy", "binary_f1", "f1", "matthews"),
+        (3,),
+        bad_label=3,
+        perfect=lambda t: one_hot(t, 3),
+        sample=TOKENS,
+    ),
+    TaskCase(
+        "TextRegression",
+        lambda: TextRegression(loss="huber"),
+        lambda n: holes(torch.randn(n), torch.nan),
+        torch.nan,
+        ("mae", "pearson", "r2", "rmse", "spearman"),
+        (1,),
+        bad_label=torch.inf,
+        perfect=lambda t: t.nan_to_num().unsqueeze(1),
+        sample=TOKENS,
+    ),
+    TaskCase(
+        "TokenClassification",
+        lambda: TokenClassification(3, TAGS, class_weights=[1.0, 2.0, 0.5]),
+        lambda n: holes(torch.randint(3, (n, TOKENS[0])), -100),
+        -100,
+        ("accuracy", "entity_f1", "f1"),
+        (TOKENS[0],),
+        bad_label=3,
+        perfect=lambda t: one_hot(t, 3),
+        sample=TOKENS,
+    ),
+    TaskCase(
+        "SpanQuestionAnswering",
+        lambda: SpanQuestionAnswering(max_answer_length=4),
+        spans,
+        -100,
+        ("exact_match", "f1"),
+        (2,),
+        bad_label=7,
+        perfect=lambda t: one_hot(t, TOKENS[0]).mT,
+        sample=TOKENS,
+    ),
+    TaskCase(
+        "MultipleChoice",
+        lambda: MultipleChoice(4),
+        lambda n: holes(torch.randint(4, (n,)), -100),
+        -100,
+        ("accuracy",),
+        (4,),
+        bad_label=4,
+        perfect=lambda t: one_hot(t, 4),
+        sample=(4, 5),
+    ),
+    TaskCase(
+        "Retrieval",
+        lambda: Retrieval(dim=6, learn_temperature=True, recall_at=(1, 2)),
+        lambda n: holes(torch.randperm(n), -100),
+        -100,
+        ("mrr", "recall_1", "recall_2"),
+        (2, 6),
+        perfect=lambda t: one_hot(t, 30).unsqueeze(1).expand(-1, 2, -1),
+        sample=(2, 5),
+        joins=False,
     ),
     TaskCase(
         "SemanticSegmentation",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
@@ -29,7 +30,6 @@ def info_nce(
         - returns ``(N,)``.
 
     Example:
-        >>> import torch
         >>> vectors = torch.eye(2)
         >>> info_nce(vectors, vectors, torch.tensor([0, 1]), torch.tensor([0, 1]), scale=1.0)
         tensor([0.3133, 0.3133])
@@ -39,6 +39,7 @@ def info_nce(
         https://arxiv.org/abs/1807.03748
         Khosla et al. *Supervised Contrastive Learning*. NeurIPS 2020. https://arxiv.org/abs/2004.11362, Eq. 2.
     """
-    scores = scale * (queries @ candidates.T)
-    right = (query_groups[:, None] == candidate_groups[None, :]).to(scores.dtype)
-    return -(scores.log_softmax(1) * right).sum(1) / right.sum(1)
+    with torch.autocast(queries.device.type, enabled=False):  # a small temperature would magnify bfloat16's rounding
+        scores = scale * (queries @ candidates.T)
+        right = (query_groups[:, None] == candidate_groups[None, :]).to(scores.dtype)
+        return -(scores.log_softmax(1) * right).sum(1) / right.sum(1)
