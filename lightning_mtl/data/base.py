@@ -15,7 +15,7 @@ from torch import Generator, Tensor
 from torch.utils.data import Dataset, default_collate
 
 from lightning_mtl.data.errors import DatasetNotFoundError, EmptySplitError
-from lightning_mtl.data.loader import ResumableDataLoader
+from lightning_mtl.data.loader import ResumableDataLoader, StatefulSampler
 from lightning_mtl.data.samplers import SeededSampler, mix_seed
 
 Split = Literal["train", "val", "test", "predict"]
@@ -183,6 +183,8 @@ class MultiTaskDataModule(LightningDataModule, ABC):
         self.drop_last = drop_last
         self.label_fraction = label_fraction or {}
         self.datasets: dict[Split, Dataset[Sample]] = {}
+        self._stateful_sampler: StatefulSampler | None = None
+        self._sampler_state: dict[str, Any] | None = None
 
     @abstractmethod
     def make_dataset(self, split: Split) -> Dataset[Sample]:
@@ -267,7 +269,23 @@ class MultiTaskDataModule(LightningDataModule, ABC):
 
     def train_dataloader(self) -> ResumableDataLoader:
         """Return the training loader: shuffled, augmented, resumable."""
-        return self.make_loader("train")
+        loader = self.make_loader("train")
+        self._stateful_sampler = loader.sampler if isinstance(loader.sampler, StatefulSampler) else None
+        if self._stateful_sampler is not None and self._sampler_state is not None:
+            self._stateful_sampler.load_state_dict(self._sampler_state)
+            self._sampler_state = None
+        return loader
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of a training sampler that has one; Lightning stores it in checkpoints.
+
+        The loader's own state is not restored from a checkpoint that was written at the end of an epoch.
+        """
+        return {} if self._stateful_sampler is None else {"sampler": self._stateful_sampler.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep the state of the training sampler until its loader is made."""
+        self._sampler_state = state_dict["sampler"]
 
     def val_dataloader(self) -> ResumableDataLoader:
         """Return the validation loader."""

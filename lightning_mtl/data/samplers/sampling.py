@@ -231,8 +231,9 @@ class DynamicSampling(TaskSampling):
             if a validation lacks the metric of a task.
 
     Note:
-        The paper does not draw a task that is ahead of its reference; the floor is ours. A score that is not finite
-        counts as the widest gap among the others.
+        The floor is ours. A score that is not finite counts as the widest gap among the others. A checkpoint that is
+        written after the last step of an epoch but before its validation does not hold that validation, which Lightning
+        does not make up for when it resumes; save at the validation or at the end of the epoch.
 
     Example:
         >>> sampling = DynamicSampling({"easy": 0.9, "hard": 0.8}, metric="accuracy")
