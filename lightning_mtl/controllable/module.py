@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Generator, Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
+from torchmetrics import MetricCollection
 
 from lightning_mtl.balancers.base import Balancer
 from lightning_mtl.data.samplers import mix_seed
@@ -370,25 +371,36 @@ class ControllableModule(MultiTaskModule):
             config: The configuration.
             batches: Pairs of inputs and targets, on the module's device.
         """
-        training = self.training
-        metrics = {name: cast(Task, task).metrics for name, task in self.tasks.items()}
-        try:
+        own = {name: cast(Task, task).metrics.clone() for name, task in self.tasks.items()}
+        for metrics in own.values():
+            metrics.reset()
+        with modes_kept(self), torch.no_grad():
             self.eval()
-            for name, task in self.tasks.items():  # the metrics of a validation under way stay as they are
-                cast(Task, task).metrics = metrics[name].clone()
-                cast(Task, task).metrics.reset()
-            with self.at(config), torch.no_grad():
-                for inputs, targets in batches:
-                    for name, prediction in self(inputs, tasks=list(targets)).items():
-                        cast(Task, self.tasks[name]).update_metrics(prediction, targets[name])
-            return {
-                name: {metric: float(value) for metric, value in cast(Task, task).metrics.compute().items()}
-                for name, task in self.tasks.items()
-            }
-        finally:
-            for name, task in self.tasks.items():
-                cast(Task, task).metrics = metrics[name]
-            self.train(training)
+            for inputs, targets in batches:
+                self.update_metrics_at(config, inputs, targets, own)
+        return {
+            name: {metric: float(value) for metric, value in metrics.compute().items()} for name, metrics in own.items()
+        }
+
+    def update_metrics_at(
+        self, config: WidthConfig, inputs: Any, targets: Mapping[str, Any], metrics: Mapping[str, MetricCollection]
+    ) -> None:
+        """Add a batch, predicted at a configuration, to metrics; those of a validation under way stay as they are.
+
+        Args:
+            config: The configuration.
+            inputs: Inputs of the batch.
+            targets: Its targets.
+            metrics: Task -> metrics to which the batch is added.
+        """
+        with self.at(config):
+            for name, prediction in self(inputs, tasks=list(targets)).items():
+                task = cast(Task, self.tasks[name])
+                before, task.metrics = task.metrics, metrics[name]
+                try:
+                    task.update_metrics(prediction, targets[name])
+                finally:
+                    task.metrics = before
 
     def export(self, config: WidthConfig) -> MultiTaskModule:
         """Return a plain, physically small network that gives what this one gives at a configuration.

@@ -232,3 +232,14 @@ def test_an_exported_network_trains_on() -> None:
     assert type(plain) is MultiTaskModule
     plain.training_step(batch()).backward()
     assert all(parameter.grad is not None for parameter in plain.parameters())
+
+
+def test_evaluate_leaves_frozen_parts_asleep() -> None:
+    module = dense().train()
+    frozen = [part for part in module.modules() if isinstance(part, torch.nn.BatchNorm2d)]
+    assert frozen
+    for part in frozen:
+        part.eval()
+    module.evaluate(WidthConfig(0.25, {}), [images()])
+    assert module.training
+    assert not any(part.training for part in frozen)

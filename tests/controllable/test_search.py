@@ -17,11 +17,11 @@ from lightning_mtl.tasks import MulticlassClassification, Regression
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "slimmable.json").read_text())["cases"]
 
 
-def build() -> ControllableModule:
+def build(hidden: tuple[int, ...] = (32, 32)) -> ControllableModule:
     torch.manual_seed(0)
     head = functools.partial(SlimmableMLPHead, hidden=[32])
     tasks = {"kind": MulticlassClassification(num_classes=3, head=head), "size": Regression(head=head)}
-    return ControllableModule(SlimmableMLP(6, [32, 32]), tasks)
+    return ControllableModule(SlimmableMLP(6, hidden), tasks)
 
 
 def batches() -> list[tuple[torch.Tensor, dict[str, torch.Tensor]]]:
