@@ -28,6 +28,7 @@ from lightning_mtl.data.text.symbols import find_tokenizer
 from lightning_mtl.data.text.tokenizers import (
     TokenizerLike,
     TokenizerTraining,
+    check_vocabulary,
     fingerprint,
     trained_tokenizer,
 )
@@ -227,7 +228,7 @@ class TextDataModule(MultiTaskDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Load the tokenizer and the tokens of the splits that ``stage`` needs."""
-        self._check_vocabulary()
+        check_vocabulary(self, self.tokenizer)
         super().setup(stage)
         self._read.clear()
         self._made.clear()
@@ -347,17 +348,6 @@ class TextDataModule(MultiTaskDataModule):
             f"{type(self).__name__}: tokenizer must have a padding token or an end token, "
             f"{type(self.tokenizer).__name__} has neither; set tokenizer.pad_token and save it again."
         )
-
-    def _check_vocabulary(self) -> None:
-        module = None if self.trainer is None else self.trainer.lightning_module
-        encoder = getattr(module, "encoder", None)
-        known = getattr(encoder, "vocab_size", None)
-        if known is not None and len(self.tokenizer) > known:
-            raise ValueError(
-                f"{type(self).__name__}: tokenizer must have at most the {known} tokens that the encoder "
-                f"{type(encoder).__name__} knows, got {len(self.tokenizer)}; take the tokenizer of that model, "
-                "or raise the encoder's vocab_size."
-            )
 
     def in_file_order(self, predictions: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
         """Return task -> prediction of every row that ``predict`` reads, in the order of the files.

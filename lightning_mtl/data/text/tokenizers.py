@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import shutil
 import tempfile
+import unicodedata
 import uuid
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
+
+from lightning.pytorch import LightningDataModule
 
 from lightning_mtl.data.errors import DatasetNotFoundError
 
@@ -58,6 +63,27 @@ class TokenizerLike(Protocol):
         """Return one or two encoded texts with the special tokens around them."""
 
 
+def check_vocabulary(datamodule: LightningDataModule, tokenizer: TokenizerLike) -> None:
+    """Raise if the encoder of the Trainer's module knows fewer tokens than the tokenizer has.
+
+    Args:
+        datamodule: The data module, with its Trainer if it has one.
+        tokenizer: Its tokenizer.
+
+    Raises:
+        ValueError: If it does, with both numbers.
+    """
+    module = None if datamodule.trainer is None else datamodule.trainer.lightning_module
+    encoder = getattr(module, "encoder", None)
+    known = getattr(encoder, "vocab_size", None)
+    if known is not None and len(tokenizer) > known:
+        raise ValueError(
+            f"{type(datamodule).__name__}: tokenizer must have at most the {known} tokens that the encoder "
+            f"{type(encoder).__name__} knows, got {len(tokenizer)}; take the tokenizer of that model, "
+            "or raise the encoder's vocab_size."
+        )
+
+
 def import_transformers(owner: str) -> Any:
     """Return the package ``transformers``.
 
@@ -100,6 +126,10 @@ def load_tokenizer(owner: str, folder: str | os.PathLike[str]) -> Any:
         ) from error
 
 
+_CHARACTERS = 1000
+"""Most different characters that a WordPiece knows; others are unknown tokens."""
+
+
 class TokenizerTraining:
     """How a tokenizer is trained on the training texts of the tasks.
 
@@ -115,6 +145,10 @@ class TokenizerTraining:
 
     Raises:
         ValueError: If an argument is out of range.
+
+    Note:
+        A WordPiece knows every character that may stand inside a word as a piece of its own, whether it does in the
+        texts or not, which the trainer of ``tokenizers`` leaves to what it meets; that makes the ids reproducible.
 
     Example:
         >>> tokenizer = TokenizerTraining(vocab_size=60).train(["the cat sat", "the dog sat"] * 3)
@@ -148,30 +182,52 @@ class TokenizerTraining:
         self.lowercase = lowercase
         self.min_frequency = min_frequency
 
-    def train(self, texts: Iterable[str]) -> Any:
-        """Return a ``transformers.PreTrainedTokenizerFast`` trained on these texts."""
+    def train(self, texts: Sequence[str]) -> Any:
+        """Return a ``transformers.PreTrainedTokenizerFast`` trained on these texts.
+
+        Raises:
+            ValueError: If ``vocab_size`` is too small for the characters of the texts.
+        """
         transformers = import_transformers("TokenizerTraining")
         from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
         pad, unknown, first, separator, mask = SPECIAL_TOKENS
-        options: dict[str, Any] = {
-            "vocab_size": self.vocab_size,
-            "min_frequency": self.min_frequency,
-            "special_tokens": list(SPECIAL_TOKENS),
-            "show_progress": False,
-        }
+        options: dict[str, Any] = {"min_frequency": self.min_frequency, "show_progress": False}
         if self.model == "wordpiece":
+            normalizer = normalizers.BertNormalizer(lowercase=self.lowercase)
+            alphabet = _alphabet(normalizer, texts)
+            inner = [f"##{character}" for character in alphabet if _inside_words(character)]
             tokenizer = Tokenizer(models.WordPiece(unk_token=unknown))
-            tokenizer.normalizer = normalizers.BertNormalizer(lowercase=self.lowercase)
+            tokenizer.normalizer = normalizer
             tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-            tokenizer.decoder = decoders.WordPiece()
-            trainer: Any = trainers.WordPieceTrainer(**options)
+            # the trainer numbers pieces as it meets them, in the order of a hash map that differs from run to run: only
+            # with all single pieces numbered in advance are ids and merges the same every time
+            trainer: Any = trainers.WordPieceTrainer(
+                vocab_size=self._enough(len(SPECIAL_TOKENS) + len(inner) + len(alphabet)),
+                special_tokens=[*SPECIAL_TOKENS, *inner],
+                initial_alphabet=alphabet,
+                limit_alphabet=len(alphabet),
+                **options,
+            )
+            tokenizer.train_from_iterator(texts, trainer)
+            tokenizer.model = models.WordPiece(vocab=tokenizer.get_vocab(), unk_token=unknown)
+            trained = Tokenizer(tokenizer.model)  # without the inner pieces as special tokens
+            trained.normalizer, trained.pre_tokenizer = tokenizer.normalizer, tokenizer.pre_tokenizer
+            trained.decoder = decoders.WordPiece()
+            trained.add_special_tokens(list(SPECIAL_TOKENS))
+            tokenizer = trained
         else:
             tokenizer = Tokenizer(models.BPE(unk_token=unknown))
             tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
             tokenizer.decoder = decoders.ByteLevel()
-            trainer = trainers.BpeTrainer(initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), **options)
-        tokenizer.train_from_iterator(texts, trainer)
+            alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+            trainer = trainers.BpeTrainer(
+                vocab_size=self._enough(len(SPECIAL_TOKENS) + len(alphabet)),
+                special_tokens=list(SPECIAL_TOKENS),
+                initial_alphabet=alphabet,
+                **options,
+            )
+            tokenizer.train_from_iterator(texts, trainer)
         tokenizer.post_processor = processors.TemplateProcessing(
             single=f"{first} $A {separator}",
             pair=f"{first} $A {separator} $B:1 {separator}:1",
@@ -188,6 +244,14 @@ class TokenizerTraining:
             model_input_names=["input_ids", "token_type_ids", "attention_mask"],
         )
 
+    def _enough(self, needed: int) -> int:
+        if self.vocab_size < needed:
+            raise ValueError(
+                f"TokenizerTraining: vocab_size must be at least the {needed} single characters and special tokens of "
+                f"these texts, got {self.vocab_size}."
+            )
+        return self.vocab_size
+
     def settings(self) -> dict[str, Any]:
         """Return the arguments."""
         return {
@@ -196,6 +260,21 @@ class TokenizerTraining:
             "lowercase": self.lowercase,
             "min_frequency": self.min_frequency,
         }
+
+
+def _alphabet(normalizer: Any, texts: Sequence[str]) -> list[str]:
+    """Return the characters that are left of the texts, at most the 1000 most frequent, sorted."""
+    counts: Counter[str] = Counter()
+    for character, count in Counter(itertools.chain.from_iterable(texts)).items():
+        for left in normalizer.normalize_str(character):
+            if not left.isspace():
+                counts[left] += count
+    return sorted(sorted(counts, key=lambda character: (-counts[character], character))[:_CHARACTERS])
+
+
+def _inside_words(character: str) -> bool:
+    """Return whether a character may stand inside a word, instead of being a word of its own."""
+    return character.isalnum() if character.isascii() else not unicodedata.category(character).startswith("P")
 
 
 def trained_tokenizer(owner: str, training: TokenizerTraining, texts: Sequence[str], cache: Path | None) -> Any:
