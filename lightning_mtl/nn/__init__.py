@@ -60,6 +60,7 @@ from lightning_mtl.nn.heads import (
     PooledHead,
     ProposalPredictions,
     RetinaNetHead,
+    SimilarityHead,
     TokenHead,
     UNetHead,
 )
@@ -131,6 +132,7 @@ __all__ = [
     "RetinaNetHead",
     "RotatedFeatures",
     "ScaleAwareAggregation",
+    "SimilarityHead",
     "SlimmableBatchNorm2d",
     "SlimmableConv2d",
     "SlimmableConvHead",

@@ -35,6 +35,7 @@ from lightning_mtl.nn import (
     PADNet,
     PooledHead,
     QuadraticNetwork,
+    SimilarityHead,
     SmpEncoder,
     TaskAwareEncoder,
     TaskExpert,
@@ -184,6 +185,7 @@ class HeadCase:
 HEADS = [
     HeadCase("linear", VECTOR, lambda s, c: LinearHead(s, c, dropout=0.1)),
     HeadCase("mlp", VECTOR, lambda s, c: MLPHead(s, c, hidden=(16,))),
+    HeadCase("similarity", VECTOR, lambda s, c: SimilarityHead(s, c, dim=4)),
     HeadCase("pooled-maps", MAPS, lambda s, c: PooledHead(s, c)),
     HeadCase("pooled-tokens", TOKENS, lambda s, c: PooledHead(s, c, hidden=(16,))),
     HeadCase("pooled-vector", VECTOR, lambda s, c: PooledHead(s, c)),

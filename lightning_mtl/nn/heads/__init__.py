@@ -13,6 +13,7 @@ from lightning_mtl.nn.heads.detection import (
 from lightning_mtl.nn.heads.fpn import FPNHead
 from lightning_mtl.nn.heads.linear import LinearHead, MLPHead
 from lightning_mtl.nn.heads.pooled import PooledHead
+from lightning_mtl.nn.heads.similarity import SimilarityHead
 from lightning_mtl.nn.heads.tokens import FirstTokenHead, IdentityHead, TokenHead
 from lightning_mtl.nn.heads.unet import UNetHead
 
@@ -31,6 +32,7 @@ __all__ = [
     "PooledHead",
     "ProposalPredictions",
     "RetinaNetHead",
+    "SimilarityHead",
     "TokenHead",
     "UNetHead",
 ]

@@ -12,7 +12,7 @@ from lightning_mtl.nn.recorded import Recorded
 from lightning_mtl.nn.spec import FeatureSpec
 
 _FITTING = {
-    "vector": "LinearHead, MLPHead, PooledHead, or IdentityHead where the channels are the outputs",
+    "vector": "LinearHead, MLPHead, SimilarityHead, PooledHead, or IdentityHead where the channels are the outputs",
     "tokens": "PooledHead, FirstTokenHead, TokenHead, or IdentityHead where the channels are the outputs",
     "maps": "ConvHead, FPNHead, UNetHead, DeepLabV3PlusHead, or PooledHead for one prediction per image",
 }
