@@ -87,9 +87,13 @@ class InstructionEncoding(Encoding):
             }
         return Tokens({**columns, f"target.{task}.cut": np.array(cuts, dtype=np.int64)})
 
+    @property
+    def _fast_tokenizer(self) -> bool:
+        return getattr(self.tokenizer, "backend_tokenizer", None) is not None
+
     def _ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the tokens of texts without special tokens."""
-        if texts and getattr(self.tokenizer, "backend_tokenizer", None) is not None:
+        if texts and self._fast_tokenizer:
             found = self.tokenizer(list(texts), add_special_tokens=False, truncation=False, verbose=False)
             return [list(ids) for ids in found["input_ids"]]
         return [list(self.tokenizer.encode(text, add_special_tokens=False)) for text in texts]
@@ -108,26 +112,32 @@ class InstructionEncoding(Encoding):
         self, task: str, form: Instruction, texts: Sequence[str], room: int
     ) -> tuple[list[list[int]], list[int]]:
         """Return the tokens of every prompt, and by how many its text was cut."""
-        # the space before a text belongs to the text's first token where tokens carry their spaces
-        space = " " if form.before.endswith(" ") else ""
-        before, after = (
-            self._ids([form.before.removesuffix(" "), form.after]) if form.before or form.after else ([], [])
-        )
-        left = room - len(before) - len(after)
-        if left < 1:
+        before, after = self._ids([form.before, form.after]) if form.before or form.after else ([], [])
+        if len(before) + len(after) >= room:
             raise ValueError(
                 f"{self.owner}: max_source_len must leave room for the text, but the instruction of task {task!r} "
                 f"takes {len(before) + len(after)} of {room} tokens; raise max_source_len, lower max_examples, or "
                 "leave out the explanations."
             )
-        prompts = self._ids([form.before + text + form.after for text in texts])
-        cuts = [0] * len(texts)
-        for row, prompt in enumerate(prompts):
-            if len(prompt) > room:
-                (text,) = self._ids([space + texts[row]])
-                prompts[row] = [*before, *text[:left], *after]
-                cuts[row] = max(1, len(text) - left)
+        whole = [form.before + text + form.after for text in texts]
+        prompts = self._ids(whole)
+        cuts = [max(0, len(prompt) - room) for prompt in prompts]
+        for row, cut in enumerate(cuts):
+            if cut and self._fast_tokenizer:
+                prompts[row] = self._without(whole[row], len(form.before), len(whole[row]) - len(form.after), cut)
+            elif cut:
+                (text,) = self._ids([texts[row]])
+                prompts[row] = [*before, *text[: room - len(before) - len(after)], *after]
         return prompts, cuts
+
+    def _without(self, prompt: str, start: int, end: int, cut: int) -> list[int]:
+        """Return the tokens of a prompt without the last ones of its text, which is between two characters."""
+        found = self.tokenizer(prompt, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        ids, places = list(found["input_ids"]), found["offset_mapping"]
+        last = max((number for number, (_, until) in enumerate(places) if until <= end), default=-1) + 1
+        first = sum(until <= start for _, until in places[:last])
+        kept = max(first, last - cut)
+        return ids[:kept] + ids[last:]
 
     def _answers(self, records: TextRecords, task: str, form: Instruction) -> list[list[int] | None]:
         """Return the tokens of every answer and the end token, None where a row has no answer."""
