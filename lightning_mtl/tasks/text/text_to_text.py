@@ -60,7 +60,7 @@ class TextToText(LanguageModeling):
 
     Example:
         >>> import torch
-        >>> from lightning_mtl.data import SymbolTokenizer
+        >>> from lightning_mtl.data.text import SymbolTokenizer
         >>> task = TextToText(max_new_tokens=4)
         >>> task.tokenizer = SymbolTokenizer(["a", "b"], "character")
         >>> task.update_generated(torch.tensor([[4, 5, 2, 0]]), torch.tensor([[-100, 4, 5, 2]]))
