@@ -177,7 +177,8 @@ def test_predictors_learn_the_masks() -> None:
 
 # ---------------------------------------------------------------------- conversion
 def test_a_converted_network_without_masks_computes_what_it_did() -> None:
-    for build in (Chain, lambda: TimmEncoder("resnet18"), lambda: TimmEncoder("resnet18", "maps")):
+    mobile = partial(TimmEncoder, "mobilenetv2_035")
+    for build in (Chain, partial(TimmEncoder, "resnet18"), partial(TimmEncoder, "resnet18", "maps"), mobile):
         torch.manual_seed(0)
         model = build().eval()
         inputs = torch.randn(2, 3, 32, 32)
@@ -205,6 +206,39 @@ def test_the_last_convolution_of_a_block_is_judged_before_the_shortcut() -> None
     assert isinstance(second.act, nn.Identity)
     assert second.source is layers["model.layer1.0.conv1"]
     assert layers["model.layer1.0.conv1"].source is None
+
+
+@pytest.mark.parametrize(
+    ("name", "features", "count", "tied"),
+    [
+        ("mobilenetv1_100", "pooled", 27, 13),
+        ("mobilenetv2_035", "maps", 51, 17),
+        ("mobilenetv3_small_050", "maps", 34, 11),
+    ],
+)
+def test_depthwise_convolutions_of_mobilenets_follow_the_layer_that_they_read(
+    name: str, features: Any, count: int, tied: int
+) -> None:
+    model = TimmEncoder(name, features)
+    layers = convert_to_dynamic(model, 0.8)
+    assert len(layers) == count
+    depthwise = [layer for layer in layers.values() if layer.depthwise]
+    assert sum(layer.predictor is None for layer in layers.values()) == len(depthwise) == tied
+    with torch.no_grad():
+        model.eval()(torch.randn(2, 3, 32, 32))
+    for layer in depthwise:
+        assert layer.last is not None
+        assert layer.source is not None
+        assert layer.source.last is not None
+        assert layer.last.mask.equal(layer.source.last.mask)
+
+
+def test_a_mobilenet_of_torchvision_is_converted_but_for_its_linear_layers() -> None:
+    from torchvision.models import mobilenet_v2
+
+    layers = convert_to_dynamic(mobilenet_v2(weights=None, width_mult=0.25))
+    assert len(layers) == 35
+    assert all(isinstance(layer.act, nn.ReLU6) for layer in layers.values())
 
 
 def test_named_layers_alone_are_converted() -> None:

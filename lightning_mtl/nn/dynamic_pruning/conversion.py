@@ -54,9 +54,11 @@ def convert_to_dynamic(
 ) -> dict[str, DynamicConv]:
     """Put every convolution, batch normalization and activation in a row into one :class:`DynamicConv`, in place.
 
-    Found are rows in ``nn.Sequential`` (VGG and the like), and the ResNets of timm with their ``BasicBlock`` and
-    ``Bottleneck``: the last convolution of a block is judged and masked before the shortcut is added. The dynamic
-    convolution takes the place of the convolution, an identity that of the two others.
+    Found are rows in ``nn.Sequential`` (VGG, the MobileNets of torchvision, and the like), the ResNets of timm with
+    their ``BasicBlock`` and ``Bottleneck``, and its MobileNets with ``DepthwiseSeparableConv``, ``InvertedResidual``
+    and ``ConvBnAct``: the last convolution of a block is judged and masked before the shortcut is added. A depthwise
+    convolution takes over the mask of the layer that it reads, where there is one. The dynamic convolution takes the
+    place of the convolution, an identity that of the two others.
 
     Args:
         model: The network.
@@ -88,8 +90,8 @@ def convert_to_dynamic(
     if not triples:
         raise ValueError(
             f"convert_to_dynamic: {type(model).__name__} must have Conv2d, BatchNorm2d and an activation in a row in "
-            "an nn.Sequential, or be a ResNet of timm with BasicBlock or Bottleneck, got none of these; wrap its "
-            "layers in DynamicConv by hand."
+            "an nn.Sequential, or be a ResNet of timm with BasicBlock or Bottleneck, or a MobileNet of timm, got none "
+            "of these; wrap its layers in DynamicConv by hand."
         )
     if layers is not None and (unknown := sorted(set(layers) - set(names))):
         raise ValueError(f"convert_to_dynamic: layers has the unknown names {unknown}; known are {names}.")
@@ -143,6 +145,8 @@ def _visit(place: _Place, found: list[_Triple]) -> None:
             source = len(found) - 1
             if number < convolutions and not isinstance(getattr(module, "aa", None), nn.Identity | None):
                 source = None
+    elif _is_timm_mobilenet(module):
+        _scan_mobilenet(place, found)
     else:
         children = _children(place)
         stem = [_child(place, key) for key in ("conv1", "bn1", "act1")] if _is_timm_resnet(module) else []
@@ -171,6 +175,31 @@ def _scan(members: list[_Place], found: list[_Triple]) -> None:
         if not isinstance(row[0], _KEEP_ZEROS) and type(row[0]) is not nn.Identity:
             source = None
         index += 1
+
+
+def _scan_mobilenet(place: _Place, found: list[_Triple]) -> None:
+    """Find the convolutions of a MobileNet of timm, whose normalizations hold the activations."""
+    from timm.models import _efficientnet_blocks as timm_blocks
+
+    rows = {
+        timm_blocks.ConvBnAct: (("conv", "bn1"),),
+        timm_blocks.DepthwiseSeparableConv: (("conv_dw", "bn1"), ("conv_pw", "bn2")),
+        timm_blocks.InvertedResidual: (("conv_pw", "bn1"), ("conv_dw", "bn2"), ("conv_pwl", "bn3")),
+    }
+    act = _child(place, "act1") if hasattr(place.module, "act1") else None
+    found.append(_Triple(_child(place, "conv_stem"), _child(place, "bn1"), act, None))
+    source: int | None = len(found) - 1
+    for block in _flat(_child(place, "blocks")):
+        module = block.module
+        if type(module) not in rows or getattr(module, "conv_s2d", None) is not None:
+            source = None
+            continue
+        for conv, norm in rows[type(module)]:
+            found.append(_Triple(_child(block, conv), _child(block, norm), None, source))
+            blurred = conv == "conv_dw" and not isinstance(getattr(module, "aa", None), nn.Identity | None)
+            source = None if blurred else len(found) - 1
+        if getattr(module, "has_skip", False):
+            source = None
 
 
 def _flat(place: _Place) -> Iterator[_Place]:
@@ -217,3 +246,9 @@ def _is_timm_resnet(module: nn.Module) -> bool:
     from timm.models.resnet import ResNet
 
     return isinstance(module, ResNet)
+
+
+def _is_timm_mobilenet(module: nn.Module) -> bool:
+    if not type(module).__module__.startswith("timm."):
+        return False
+    return all(hasattr(module, key) for key in ("conv_stem", "bn1", "blocks"))
