@@ -17,7 +17,7 @@ ROOMS = [
     path.parent.name if path.name == "__init__.py" else path.stem
     for path in sorted((ROOT / "lightning_mtl").glob("*/__init__.py"))
 ]
-WITH_CASES = ["balancers", "data", "losses", "nn", "tasks", "callbacks"]
+WITH_CASES = ["balancers", "data", "losses", "nn", "tasks", "callbacks", "optim"]
 
 
 def module(room: str) -> ModuleType:

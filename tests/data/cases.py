@@ -249,6 +249,9 @@ TRANSFORMS: dict[str, JointTransform] = {
 # DatasetNotFoundError, DataFileError and EmptySplitError in test_base.py, test_nyuv2.py and test_multi_mnist.py.
 # MNIST, FashionMNIST, Omniglot, DatasetSource, LabelledDataset, StreamDataset, PermutedPixels, Rotation,
 # ReservoirBuffer and RingBuffer are tested in test_continual.py.
+# TaskSampler, SequentialTaskSampler: test_task_sampler.py; TaskSampling, ProportionalSampling, TemperatureSampling,
+# UniformSampling, FixedRatios, RoundRobinSampling, AnnealedSampling and DynamicSampling: test_task_sampling.py;
+# TaskConcat and TaskMixtureDataModule, whose batches differ in their tasks: test_task_mixture.py.
 # TorchvisionTransform and the boxes that go through the transforms are tested in test_detection_transforms.py,
 # DarkFaceDataModule in test_low_light.py; DetectionDataset and DetectionOptions through the modules above.
 # CompositionRegistry, CompositionalSplit and Triplet are tested in test_compositional.py; MedMATDataModule, whose

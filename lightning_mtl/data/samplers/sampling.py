@@ -114,7 +114,7 @@ class TemperatureSampling(TaskSampling):
 
     References:
         Arivazhagan et al. *Massively Multilingual Neural Machine Translation in the Wild: Findings and Challenges*.
-        2019. https://arxiv.org/abs/1907.05019, Section 4.2.
+        2019. https://arxiv.org/abs/1907.05019
     """
 
     def __init__(self, temperature: float = 2.0) -> None:
@@ -150,7 +150,7 @@ class AnnealedSampling(TaskSampling):
 
     References:
         Stickland, Murray. *BERT and PALs: Projected Attention Layers for Efficient Adaptation in Multi-Task Learning*.
-        ICML 2019. https://arxiv.org/abs/1902.02671, Section 4.1.
+        ICML 2019. https://arxiv.org/abs/1902.02671
     """
 
     def __init__(self, epochs: int, start: float = 1.0, end: float = 0.2) -> None:
