@@ -77,7 +77,8 @@ class TransformersEncoder(TextEncoder):
         if int(getattr(settings, "type_vocab_size", 0) or 0) < 2:  # RoBERTa has the argument and a single type
             self._reads -= {"token_type_ids"}
         if gradient_checkpointing:
-            network.gradient_checkpointing_enable({"use_reentrant": False})
+            enable = getattr(network, "activation_checkpointing_enable", None)  # its name from transformers 5 on
+            (enable or network.gradient_checkpointing_enable)({"use_reentrant": False})
         self.model = network if lora is None else lora.apply(network)
 
     def encode(self, inputs: Mapping[str, Tensor], real: Tensor) -> Tensor:
