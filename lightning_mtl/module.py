@@ -540,16 +540,25 @@ class MultiTaskModule(pl.LightningModule):
         return {name: directions(cast(Task, task).metrics) for name, task in self.tasks.items()}
 
     def predict_step(self, batch: Any, batch_idx: int = 0, dataloader_idx: int = 0) -> dict[str, Any]:
-        """Return task name -> readable prediction for a batch of inputs, with or without targets."""
-        inputs = batch[0] if isinstance(batch, tuple | list) and len(batch) == 2 else batch
-        found = {
-            name: cast(Task, self.tasks[name]).read_generated(x)
-            for name, x in self._generated(inputs, self.tasks).items()
-        }
-        others = [name for name in self.tasks if name not in found]
-        if others:
-            found |= {name: cast(Task, self.tasks[name]).predict(value) for name, value in self(inputs, others).items()}
-        return {name: found[name] for name in self.tasks}
+        """Return task name -> readable prediction for a batch of inputs, with or without targets.
+
+        Of several data sets in a batch, ``{name: (inputs, {task: target})}``, each is predicted by its own tasks.
+        """
+        parts: list[tuple[Any, list[str]]]
+        if _is_of_several(batch):
+            parts = [(inputs, list(targets)) for _, inputs, targets in _sources(batch)]
+        else:
+            inputs = batch[0] if isinstance(batch, tuple | list) and len(batch) == 2 else batch
+            parts = [(inputs, list(self.tasks))]
+        found: dict[str, Any] = {}
+        for inputs, names in parts:
+            written = self._generated(inputs, names)
+            found |= {name: cast(Task, self.tasks[name]).read_generated(x) for name, x in written.items()}
+            others = [name for name in names if name not in written]
+            if others:
+                predictions = self(inputs, others)
+                found |= {name: cast(Task, self.tasks[name]).predict(value) for name, value in predictions.items()}
+        return {name: found[name] for name in self.tasks if name in found}
 
     # ------------------------------------------------------------------ checkpoints and export
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -656,6 +665,15 @@ def _sources(batch: Any) -> Iterator[tuple[str, Any, Mapping[str, Any]]]:
     raise ValueError(
         "MultiTaskModule: a batch must be (inputs, {task: target}) or {name: (inputs, target)}, "
         f"got {_describe_batch(batch)}."
+    )
+
+
+def _is_of_several(batch: Any) -> bool:
+    """Return whether a batch is ``{name: (inputs, target)}``."""
+    return (
+        isinstance(batch, Mapping)
+        and bool(batch)
+        and all(part is None or (isinstance(part, tuple | list) and len(part) == 2) for part in batch.values())
     )
 
 

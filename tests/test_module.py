@@ -256,6 +256,17 @@ def test_prediction_gives_readable_values() -> None:
         assert set(predictions[0]) == {"size", "kind", "age"}
 
 
+def test_each_of_several_data_sets_is_predicted_by_its_own_tasks() -> None:
+    module, table = make_module().eval(), Table()
+    inputs, targets = table.batch()
+    batch = {"one": (inputs[:3], {"kind": targets["kind"][:3]}), "age": (inputs[3:8], targets["age"][3:8])}
+    with torch.no_grad():
+        alone, predictions = module.predict_step(inputs), module.predict_step(batch)
+    assert set(predictions) == {"kind", "age"}
+    torch.testing.assert_close(predictions["kind"], alone["kind"][:3])
+    torch.testing.assert_close(predictions["age"], alone["age"][3:8])
+
+
 # ---------------------------------------------------------------------- numbers that are none
 def poisoned(rows: int = 64) -> Table:
     table = Table(rows)

@@ -8,14 +8,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
+from lightning_mtl import MultiTaskModule
 from lightning_mtl.data import DatasetNotFoundError
 from lightning_mtl.data.errors import DataFileError
 from lightning_mtl.data.text import SuperGLUEDataModule, SymbolTokenizer
 from lightning_mtl.data.text.superglue_rows import LAYOUTS, place_of
+from lightning_mtl.nn import TextTransformer
+from lightning_mtl.tasks import MultipleChoice, MultiRC, TextClassification
 from tests.data.benchmark_trees import SUPERGLUE, WORDS, superglue_lines, write_superglue
 
 # Task: folder, keys of a training line, JSON type of the label, and the classes in the order of their ids. Folders,
@@ -170,7 +174,9 @@ def test_the_test_files_have_no_labels_and_are_there_to_predict(tmp_path: Path) 
     data = build(write_superglue(tmp_path))
     data.setup()
     assert len(data.datasets["predict"]) == len(data.datasets["test"]) == 6 * 6 + 2 * 6
-    assert all((target == -100).all() for _, targets in data.predict_dataloader() for target in targets.values())
+    for batch in data.predict_dataloader():
+        ((task, (_, targets)),) = batch.items()
+        assert (targets[task] == -100).all()
     with pytest.raises(
         MisconfigurationException, match=r"test files of SuperGLUE carry no labels.*val_split='holdout'"
     ):
@@ -214,8 +220,9 @@ def test_a_submission_is_in_the_form_of_the_server(tmp_path: Path) -> None:
     data = build(write_superglue(tmp_path / "in"))
     data.setup("predict")
     guesses = []
-    for _, targets in data.predict_dataloader():
-        ((task, target),) = targets.items()
+    for batch in data.predict_dataloader():
+        ((task, (_, targets)),) = batch.items()
+        target = targets[task]
         scores = torch.zeros(len(target), 3 if task == "cb" else 2)
         scores[:, 1] = 1
         guesses.append({task: scores})
@@ -307,3 +314,36 @@ def test_unknown_arguments_are_refused(tmp_path: Path) -> None:
         build(tmp_path, tasks=["record"])
     with pytest.raises(ValueError, match="val_split must be 'val' or 'holdout', got 'dev'"):
         build(tmp_path, val_split="dev")
+
+
+def test_seven_tasks_train_validate_and_predict_in_a_trainer(tmp_path: Path) -> None:
+    data = build(write_superglue(tmp_path / "in"), batch_size=6)
+    text = {"num_classes": 2, "metrics": ["accuracy"]}
+    tasks = {
+        "boolq": TextClassification(**text),
+        "cb": TextClassification(3, metrics=["accuracy", "f1"]),
+        "copa": MultipleChoice(2),
+        "multirc": MultiRC(),
+        "rte": TextClassification(**text),
+        "wic": TextClassification(**text),
+        "wsc": TextClassification(**text),
+    }
+    encoder = TextTransformer(len(TOKENIZER), features="cls", dim=8, depth=1, num_heads=2)
+    module = MultiTaskModule(encoder, tasks)
+    trainer = pl.Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module, data)
+    scores = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+    for task, spec in tasks.items():
+        assert all(0 <= scores[f"val/{task}/{metric}"] <= 1 for metric in spec.metrics)
+    paths = data.write_submission(trainer.predict(module, datamodule=data), tmp_path / "out")
+    lines = {path.stem: path.read_text().splitlines() for path in paths}
+    assert {name: len(rows) for name, rows in lines.items()} == {
+        folder: 2 if folder == "MultiRC" else 6 for folder, *_ in TABLE.values()
+    }

@@ -201,9 +201,20 @@ class TextDataModule(MultiTaskDataModule):
         return dict(self._sampler.ratios)
 
     def hold_out(self, records: TextRecords, split: Split) -> TextRecords:
-        """Return the rows that a split has when ``val_fraction`` of a file is set aside for validation by the seed."""
+        """Return the rows that a split has when ``val_fraction`` of a file is set aside for validation by the seed.
+
+        Raises:
+            DataFileError: If there is but one row.
+        """
+        if len(records) < 2:
+            raise DataFileError.of(
+                type(self).__name__,
+                records.path,
+                f"must hold at least two rows to set some aside for validation, got {len(records)}",
+                "give validation rows of their own",
+            )
         order = torch.randperm(len(records), generator=Generator().manual_seed(mix_seed(self.seed))).tolist()
-        count = min(max(1, round(self.val_fraction * len(records))), max(1, len(records) - 1))
+        count = min(max(1, round(self.val_fraction * len(records))), len(records) - 1)
         return records.take(sorted(order[count:] if split == "train" else order[:count]))
 
     # ------------------------------------------------------------------ tokens
@@ -405,6 +416,17 @@ class TextDataModule(MultiTaskDataModule):
             persistent_workers=self.persistent_workers,
             generator=Generator().manual_seed(self.seed),
         )
+
+    def predict_dataloader(self) -> ResumableDataLoader:
+        """Return the prediction loader.
+
+        Where the tasks have several forms of input its batches are ``{task: (inputs, {task: target})}``, so that only
+        the tasks that can read a batch predict it; else they have the same form as the others.
+        """
+        loader = super().predict_dataloader()
+        if len({form.inputs for form in self.forms().values()}) > 1 and isinstance(loader.dataset, TextDataset):
+            loader.collate_fn = TextCollate(self.pad_token_id, self.forms(), self.pad_to_multiple_of, by_task=True)
+        return loader
 
     def _shards(self) -> dict[str, Any]:
         return (None if self.trainer is None else self.trainer.distributed_sampler_kwargs) or {}

@@ -43,24 +43,29 @@ class TextCollate:
         pad_token_id: What ``input_ids`` are padded with.
         forms: Task -> form of its target.
         pad_to_multiple_of: The length of a batch is a multiple of this.
+        by_task: Whether rows of different tasks stand apart even if their inputs have the same form.
     """
 
-    def __init__(self, pad_token_id: int, forms: Mapping[str, Form], pad_to_multiple_of: int = 1) -> None:
+    def __init__(
+        self, pad_token_id: int, forms: Mapping[str, Form], pad_to_multiple_of: int = 1, by_task: bool = False
+    ) -> None:
         self.pad_token_id = pad_token_id
         self.forms = dict(forms)
         self.multiple = pad_to_multiple_of
+        self.by_task = by_task
 
     def __call__(self, samples: list[Sample]) -> Any:
         """Return ``(inputs, {task: target})``.
 
         Rows of different tasks whose inputs have the same form are joined in one, and carry the ignore value for the
-        tasks of the others; with different forms of input it is ``{task: (inputs, {task: target})}``.
+        tasks of the others; with different forms of input, or ``by_task``, it is
+        ``{task: (inputs, {task: target})}``.
         """
         groups: dict[str, list[int]] = {}
         for number, (_, targets) in enumerate(samples):
             groups.setdefault(next(iter(targets)), []).append(number)
         shapes = {self._shape(samples[rows[0]][0]) for rows in groups.values()}
-        if len(shapes) == 1:
+        if len(shapes) == 1 and not self.by_task:
             return self._join(samples)
         return {task: self._join([samples[row] for row in rows]) for task, rows in groups.items()}
 

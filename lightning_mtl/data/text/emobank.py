@@ -45,7 +45,7 @@ class EmoBankDataModule(TextDataModule):
             ``writer_`` before it, for one perspective; and ``genre``.
         ratings: What becomes of the ratings of a sentence: ``mean``; ``moments``, mean and standard deviation;
             ``distribution``, the share of every score; ``single``, one sample a rating.
-        drop_all_ones: Whether ratings of 1 in all three dimensions are left out, as the authors do: 8 % of the ratings,
+        drop_all_ones: Whether ratings of 1 in all three dimensions are left out, as the authors do: 9 % of the ratings,
             which they take as not meant. Their means, ``ratings="mean"``, are always without them.
         options: See :class:`~lightning_mtl.data.text.TextOptions`.
 
