@@ -107,7 +107,7 @@ class TaskMixtureDataModule(MultiTaskDataModule):
         >>> data = TaskMixtureDataModule(sources, batch_size=30, num_workers=0)
         >>> data.setup("fit")
         >>> [(images.shape[0], *targets) for images, targets in data.train_dataloader()]
-        [(30, 'left'), (30, 'left'), (30, 'right'), (30, 'left'), (30, 'left'), (30, 'right')]
+        [(30, 'left'), (30, 'left'), (30, 'left'), (30, 'left'), (30, 'left'), (30, 'right')]
     """
 
     def __init__(
