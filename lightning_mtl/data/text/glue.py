@@ -11,7 +11,6 @@ from typing import Any, Literal, cast
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor
 from typing_extensions import Unpack
 
 from lightning_mtl.data.base import Split, resolve_root
@@ -238,7 +237,8 @@ class GLUEDataModule(TextDataModule):
             ValueError: If there are not as many batches and rows as the test files have.
 
         Note:
-            Of classes a prediction may be the class id, or one probability a class. Scores are cut to 0..5.
+            Of classes a prediction may be the class id, one probability a class, or that of the second of two. Scores
+            are cut to 0..5.
         """
         ordered = self.in_file_order(predictions)
         sources = cast(TextDataset, self.datasets["predict"]).sources
@@ -271,5 +271,6 @@ def _as_text(form: Classes | Score, values: Any) -> list[str]:
     found = torch.as_tensor(values).detach().cpu()
     if isinstance(form, Score):
         return [f"{value:.3f}" for value in found.flatten().clamp(form.low or 0.0, form.high).tolist()]
-    ids: Tensor = found.argmax(dim=-1) if found.is_floating_point() and found.ndim == 2 else found
-    return [form.labels[int(number)] for number in ids.flatten().tolist()]
+    if found.is_floating_point():  # probabilities of the classes, or of the second of two
+        found = found.argmax(-1) if found.ndim == 2 and found.shape[1] > 1 else found > 0.5
+    return [form.labels[int(number)] for number in found.flatten().tolist()]
