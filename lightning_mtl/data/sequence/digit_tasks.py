@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import Generator
+from torch import Generator, Tensor
 from torch.utils.data import Dataset
 
 from lightning_mtl.data.base import MultiTaskDataModule, Sample, Split
@@ -22,27 +22,25 @@ class DigitTasks(Dataset[Sample]):
     """Rows of digits to reverse, or to find the largest of.
 
     Args:
-        tasks: Task of every sample, repeated from the start as often as needed.
-        num_samples: Number of samples.
+        is_max: Which samples are of the task ``max``, boolean, one a sample; the others are of ``reverse``.
         num_digits: Digits of a row.
         split: Splits are disjoint random streams.
         seed: Seed of the digits; with the indices of a sampler of this package every epoch draws new ones.
     """
 
-    def __init__(self, tasks: list[str], num_samples: int, num_digits: int, split: Split, seed: int) -> None:
-        self.tasks = tasks
-        self.num_samples = num_samples
+    def __init__(self, is_max: Tensor, num_digits: int, split: Split, seed: int) -> None:
+        self.is_max = is_max
         self.num_digits = num_digits
         self.split: Split = split
         self.seed = seed
 
     def __len__(self) -> int:
         """Return the number of samples."""
-        return self.num_samples
+        return len(self.is_max)
 
     def __getitem__(self, index: int) -> Sample:
         """Return a sequence without its last token, and for every task the next tokens of its answer."""
-        task = self.tasks[index % len(self.tasks)]
+        task = "max" if self.is_max[index] else "reverse"
         own = index.seed if isinstance(index, SampleIndex) else int(index)
         stream = Generator().manual_seed(mix_seed(self.seed, _STREAMS[self.split], own))
         digits = torch.randint(10, (self.num_digits,), generator=stream)
@@ -63,16 +61,16 @@ class DigitTasksDataModule(MultiTaskDataModule):
     """Reverse rows of digits, or find their largest digit: two tasks of one causal language model.
 
     A sequence is the marker of its task, the digits, the marker again, and the answer: all digits in reverse order for
-    ``reverse``, one digit for ``max``. With the defaults ``max`` has one sample and one trained token in a batch of 32,
-    against 186 tokens of ``reverse``: what weighs tokens alike drowns it. Data are generated without end; every batch
-    has the same composition. In validation and test both tasks have equally many samples.
+    ``reverse``, one digit for ``max``. With the defaults ``max`` has 1.3 samples in a batch of 32 on average, at least
+    one, and as many trained tokens, against some 184 of ``reverse``: what weighs tokens alike drowns it. Data are
+    generated without end. In validation and test both tasks have equally many samples.
 
     The vocabulary has 14 tokens: the digits, padding 10, the markers 11 and 12, and an end token 13 that does not
     occur. A batch is ``({"input_ids": (B, L), "attention_mask": (B, L)}, {task: (B, L)})`` with the next tokens of the
     answer as target, -100 elsewhere, and ``L = 2 num_digits + 1``.
 
     Args:
-        max_share: Share of ``max`` among the samples of a batch, in (0, 1); rounded, each task at least one sample.
+        max_share: Probability that a training sample is of ``max``, in (0, 1); every batch has at least one.
         num_digits: Digits of a row.
         num_train: Training sequences in an epoch.
         num_val: Validation sequences of each task.
@@ -146,10 +144,13 @@ class DigitTasksDataModule(MultiTaskDataModule):
     def make_dataset(self, split: Split) -> DigitTasks:
         """Return the sequences of a split."""
         if split != "train":
-            return DigitTasks(["reverse", "max"], 2 * self.lengths[split], self.num_digits, split, self.seed)
-        rare = min(max(round(self.max_share * self.batch_size), 1), self.batch_size - 1)
-        tasks = ["max"] * rare + ["reverse"] * (self.batch_size - rare)
-        return DigitTasks(tasks, self.lengths[split], self.num_digits, split, self.seed)
+            is_max = torch.arange(2 * self.lengths[split]) % 2 == 1
+            return DigitTasks(is_max, self.num_digits, split, self.seed)
+        batches = -(-self.lengths[split] // self.batch_size)
+        chance = torch.rand(batches, self.batch_size, generator=Generator().manual_seed(mix_seed(self.seed)))
+        is_max = chance < self.max_share
+        is_max[:, 0] |= ~is_max.any(dim=1)
+        return DigitTasks(is_max.flatten()[: self.lengths[split]], self.num_digits, split, self.seed)
 
     def loader_over(self, dataset: Dataset[Sample], train: bool) -> ResumableDataLoader:
         """Return a loader in the order of the samples, which are random already."""
