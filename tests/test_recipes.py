@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 
 from lightning_mtl.cli import main
+from tests.data.benchmark_trees import write_superglue
 from tests.data.dense_trees import write_cityscapes_mtan, write_folder, write_pascal_context, write_taskonomy
+from tests.data.glue_trees import WORDS, write_glue
 from tests.data.trees import write_acdc_tree
+from tests.nn.local_bert import write_bert
 
 ROOT = Path(__file__).parents[1] / "recipes"
 RECIPES = sorted(ROOT.rglob("*.yaml"))
@@ -24,6 +27,8 @@ ON_DISK = {
     "CamVidDataModule": "camvid",
     "MultiMNISTDataModule": "mnist",
     "lightning_mtl.data.MNIST": "mnist",
+    "SICKDataModule": "sick",
+    "EmoBankDataModule": "emobank",
 }
 WRITTEN: dict[str, Callable[[Path, tuple[int, int]], Path]] = {
     "CityscapesMTANDataModule": write_cityscapes_mtan,
@@ -31,7 +36,11 @@ WRITTEN: dict[str, Callable[[Path, tuple[int, int]], Path]] = {
     "TaskonomyDataModule": write_taskonomy,
     "DenseFolderDataModule": write_folder,
     "ACDCDataModule": lambda root, size: write_acdc_tree(root, size=size),
+    "SuperGLUEDataModule": lambda root, size: write_superglue(root),
+    ".GLUEDataModule": lambda root, size: write_glue(root),
 }  # small stand-ins in the encodings of the data sets
+
+WITH_LOCAL_BERT = ("glue_bert",)  # recipes that read a model and its tokenizer from a folder
 
 
 def test_recipes_were_found() -> None:
@@ -55,6 +64,9 @@ def test_a_recipe_runs_two_steps(recipe: Path, tmp_path: Path, monkeypatch: pyte
     for module, write in WRITTEN.items():
         if module in recipe.read_text():
             data = ["--data.root", str(write(tmp_path / "data", (64, 96)))]
+    if recipe.stem in WITH_LOCAL_BERT:
+        model = str(write_bert(tmp_path / "model", WORDS))
+        data += ["--model.encoder.model", model, "--data.tokenizer", model]
     monkeypatch.chdir(tmp_path)
     options = ["--trainer.fast_dev_run", "2", "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"]
     status = main(["fit", "--config", str(recipe), *options, *data, "--data.num_workers", "0"])

@@ -15,7 +15,7 @@ from lightning_mtl.data import DatasetNotFoundError
 from lightning_mtl.data.errors import DataFileError
 from lightning_mtl.data.text import EmoBankDataModule, SymbolTokenizer
 from lightning_mtl.data.text.emobank import TASKS
-from lightning_mtl.data.text.emobank_rows import read_csv
+from lightning_mtl.data.text.emobank_rows import read_rows
 from lightning_mtl.tasks import OrdinalClassification, Regression
 from tests.data.benchmark_trees import WORDS, write_emobank
 
@@ -36,7 +36,7 @@ def real() -> Path:
 
 def table(root: Path, file: str) -> dict[str, list[dict[str, str]]]:
     found: dict[str, list[dict[str, str]]] = {}
-    for row in read_csv("test", root / "corpus" / file, ("id",)):
+    for row in read_rows("test", root / "corpus" / file, ("id",)):
         found.setdefault(row.fields["id"], []).append(row.fields)
     return found
 

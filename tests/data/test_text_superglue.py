@@ -260,8 +260,8 @@ def changed(task: str, **values: Any) -> dict[str, Any]:
 
 
 BAD: dict[str, tuple[str, Callable[[], Any], str]] = {
-    "no JSON": ("cb", lambda: '{"premise": "a",', "must be a JSON object a line"),
-    "no object": ("cb", lambda: "[1, 2]", "must be a JSON object a line"),
+    "no JSON": ("cb", lambda: '{"premise": "a",', "every line must be JSON"),
+    "no object": ("cb", lambda: "[1, 2]", "every line must be a JSON object"),
     "not UTF-8": ("cb", lambda: b'{"premise": "caf\xe9"}', "must be UTF-8, got the byte 0xe9"),
     "missing key": ("cb", lambda: without("cb", "hypothesis"), "there must be a key 'hypothesis', got 'premise'"),
     "no label": ("rte", lambda: without("rte", "label"), "there must be a label"),

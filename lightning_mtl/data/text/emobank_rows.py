@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from lightning_mtl.data.errors import DataFileError
-from lightning_mtl.data.text.files import Row, read_lines, read_tsv
+from lightning_mtl.data.text.files import Row, read_table
 
 PERSPECTIVES = ("reader", "writer")
 DIMENSIONS = {"valence": "V", "arousal": "A", "dominance": "D"}
@@ -56,8 +55,8 @@ class Rating:
         return all(score == 1 for score in self.scores.values())
 
 
-def read_csv(owner: str, path: Path, needed: Sequence[str]) -> list[Row]:
-    """Return the rows of a table with commas, a header and quotation marks around texts that need them.
+def read_rows(owner: str, path: Path, needed: Sequence[str]) -> list[Row]:
+    """Return the rows of a file, commas or tabs between its values.
 
     Args:
         owner: Name of the data module, for errors.
@@ -67,21 +66,13 @@ def read_csv(owner: str, path: Path, needed: Sequence[str]) -> list[Row]:
     Raises:
         DataFileError: If a column is absent, or a row has another number of columns than the header.
     """
-    reader = csv.reader(line + "\n" for line in read_lines(owner, path))
-    names = next(reader)
-    if absent := [name for name in needed if name not in names]:
-        problem = f"must have the columns {', '.join(needed)}, got {', '.join(names)} without {', '.join(absent)}"
+    table = read_table(owner, path)
+    if absent := [name for name in needed if name not in table.columns]:
+        problem = (
+            f"must have the columns {', '.join(needed)}, got {', '.join(table.columns)} without {', '.join(absent)}"
+        )
         raise DataFileError.of(owner, f"{path}:1", problem, _AGAIN)
-    rows, line = [], reader.line_num + 1
-    for fields in reader:
-        if len(fields) != len(names):
-            problem = f"must have {len(names)} columns ({', '.join(names)}), got {len(fields)}"
-            raise DataFileError.of(owner, f"{path}:{line}", problem, _AGAIN)
-        rows.append(Row(line, dict(zip(names, fields, strict=True))))
-        line = reader.line_num + 1
-    if not rows:
-        raise DataFileError.of(owner, path, "must hold at least one row, got none", _AGAIN)
-    return rows
+    return [Row(line, row) for line, row in zip(table.lines, table.rows, strict=True)]
 
 
 def sentences(owner: str, path: Path) -> list[Sentence]:
@@ -91,7 +82,7 @@ def sentences(owner: str, path: Path) -> list[Sentence]:
         DataFileError: If it is not as it should be; names file and line.
     """
     found = []
-    for row in read_csv(owner, path, ("id", "split", "V", "A", "D", "text")):
+    for row in read_rows(owner, path, ("id", "split", "V", "A", "D", "text")):
         if row.fields["split"] not in ("train", "dev", "test"):
             problem = f"split must be train, dev or test, got {row.fields['split']!r}"
             raise DataFileError.of(owner, f"{path}:{row.line}", problem, _AGAIN)
@@ -107,7 +98,7 @@ def ratings(owner: str, path: Path) -> dict[str, list[Rating]]:
         DataFileError: If it is not as it should be; names file and line.
     """
     found: dict[str, list[Rating]] = {}
-    for row in read_csv(owner, path, ("id", "V", "A", "D")):
+    for row in read_rows(owner, path, ("id", "V", "A", "D")):
         scores = {name: number(owner, path, row, name, 1, LEVELS) for name in DIMENSIONS.values()}
         for name, score in scores.items():
             if score != int(score):
@@ -127,7 +118,7 @@ def means(owner: str, path: Path) -> dict[str, dict[str, float]]:
     """
     return {
         row.fields["id"]: {name: number(owner, path, row, name, 1, LEVELS) for name in DIMENSIONS.values()}
-        for row in read_csv(owner, path, ("id", "V", "A", "D"))
+        for row in read_rows(owner, path, ("id", "V", "A", "D"))
     }
 
 
@@ -138,7 +129,7 @@ def genres(owner: str, path: Path) -> dict[str, str]:
         DataFileError: If it is not as it should be; names file and line.
     """
     found = {}
-    for row in read_tsv(owner, path, ("id", "category"))[0]:
+    for row in read_rows(owner, path, ("id", "category")):
         if row.fields["category"] not in GENRES:
             problem = f"category must be one of {', '.join(GENRES)}, got {row.fields['category']!r}"
             raise DataFileError.of(owner, f"{path}:{row.line}", problem, _AGAIN)

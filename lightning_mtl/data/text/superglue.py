@@ -17,8 +17,9 @@ from lightning_mtl.data.errors import DataFileError, DatasetNotFoundError
 from lightning_mtl.data.loader import ResumableDataLoader
 from lightning_mtl.data.text.base import TextDataModule, TextOptions
 from lightning_mtl.data.text.dataset import TextDataset
+from lightning_mtl.data.text.files import read_table
 from lightning_mtl.data.text.records import Answers, Choice, Classes, Form, TextRecords
-from lightning_mtl.data.text.superglue_rows import LAYOUTS, YES_NO, Row, json_lines
+from lightning_mtl.data.text.superglue_rows import LAYOUTS, YES_NO, Row
 
 SuperGLUETaskName = Literal["boolq", "cb", "copa", "multirc", "rte", "wic", "wsc"]
 TASKS: tuple[SuperGLUETaskName, ...] = ("boolq", "cb", "copa", "multirc", "rte", "wic", "wsc")
@@ -133,7 +134,8 @@ class SuperGLUEDataModule(TextDataModule):
         name, layout, path = type(self).__name__, LAYOUTS[task], self.file(task, split)
         rows: list[Row] = []
         lines: list[int] = []
-        for number, line in json_lines(name, path):
+        table = read_table(name, path)
+        for number, line in zip(table.lines, table.rows, strict=True):
             try:
                 found = list(layout.rows(line))
                 if path.stem != "test" and any(row.target is None for row in found):

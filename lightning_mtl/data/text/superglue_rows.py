@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-
-from lightning_mtl.data.errors import DataFileError
-from lightning_mtl.data.text.files import read_lines
 
 Line = Mapping[str, Any]
 
@@ -49,29 +44,6 @@ class Layout:
 
     folder: str
     rows: Callable[[Line], Iterator[Row]]
-
-
-def json_lines(owner: str, path: Path) -> list[tuple[int, Line]]:
-    """Return line (from 1) and object of a file with a JSON object a line.
-
-    Args:
-        owner: Name of the class that reads it, for errors.
-        path: The file.
-
-    Raises:
-        DataFileError: If it is empty, not UTF-8, or a line is no object; names file and line.
-    """
-    found: list[tuple[int, Line]] = []
-    for number, line in enumerate(read_lines(owner, path), 1):
-        try:
-            row = json.loads(line)
-            if not isinstance(row, dict):
-                raise ValueError(f"{line:.60}")
-        except ValueError as error:
-            problem = f"must be a JSON object a line, got: {error}"
-            raise DataFileError.of(owner, f"{path}:{number}", problem, "use the file as it was distributed") from error
-        found.append((number, row))
-    return found
 
 
 def _field(line: Line, name: str, kind: type) -> Any:
