@@ -124,7 +124,7 @@ def test_modes_show_more_or_less() -> None:
 
 def test_templates_are_read_from_a_file(tmp_path: Path) -> None:
     path = write_box(tmp_path) / "templates.json"
-    found = read_templates("Mine", path, ["HoC", "NCBI"])
+    found = read_templates(path, ["HoC", "NCBI"])
     assert found["NCBI"].examples == (InstructionExample("gout hurts", "gout <Disease>", "one"),)
     assert (found["HoC"].definition, found["HoC"].prompt) == ("Name the hallmarks.", "Hallmarks?")
 
@@ -150,12 +150,12 @@ def test_errors_of_template_files_name_file_task_and_key(content: str, message: 
     path = tmp_path / "t.json"
     path.write_text(content)
     with pytest.raises(DataFileError, match=rf"Mine: '.*t\.json': {message}"):
-        read_templates("Mine", path, ["HoC"])
+        read_templates(path, ["HoC"], owner="Mine")
 
 
 def test_a_missing_template_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(DatasetNotFoundError, match=r"Mine: templates: there is no file '.*none\.json'"):
-        read_templates("Mine", tmp_path / "none.json", ["HoC"])
+        read_templates(tmp_path / "none.json", ["HoC"], owner="Mine")
 
 
 # ---------------------------------------------------------------------- mixtures
@@ -249,7 +249,7 @@ def test_a_trained_tokenizer_reads_and_writes(tmp_path: Path) -> None:
     root = write_box(tmp_path)
     data = box(root, tokenizer=TokenizerTraining(300, model="bpe", min_frequency=1), decoder_start="cls")
     found = prompts(data, "train")
-    full = f"[CLS] {read_templates('', root / 'templates.json', ['HoC'])['HoC'].render('cells die')}[SEP]"
+    full = f"[CLS] {read_templates(root / 'templates.json', ['HoC'])['HoC'].render('cells die')}[SEP]"
     assert found["HoC"][2] == full
     room = len(data.datasets["train"][0][0]["input_ids"]) - 2
     cut = box(root, tokenizer=data.tokenizer, decoder_start="cls", max_source_len=room)

@@ -103,7 +103,7 @@ def templates_of(
         ValueError: If there is no template for a task, and the mode needs one.
     """
     if isinstance(given, str):
-        return read_templates(owner, given, tasks, max_examples, include_explanations)
+        return read_templates(given, tasks, max_examples, include_explanations, owner)
     known = given or {}
     missing = [task for task in tasks if task not in known]
     if missing and mode in ("prompt", "full"):

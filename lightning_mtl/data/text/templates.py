@@ -119,11 +119,11 @@ last] ]; Instance: input: cd, output: ?
 
 
 def read_templates(
-    owner: str,
     path: str | os.PathLike[str],
     tasks: Iterable[str],
     max_examples: int | None = None,
     include_explanations: bool = True,
+    owner: str = "read_templates",
 ) -> dict[str, InstructionTemplate]:
     """Return the templates of tasks from a JSON file.
 
@@ -131,11 +131,11 @@ def read_templates(
     objects with ``input``, ``output`` and optional ``explanation``, and optional ``"Prompt"``.
 
     Args:
-        owner: Name of the class that asks, for errors.
         path: The file.
         tasks: Tasks that must be in it; it may hold others.
         max_examples: See :class:`InstructionTemplate`.
         include_explanations: See :class:`InstructionTemplate`.
+        owner: Name of the class that asks, for errors.
 
     Raises:
         DatasetNotFoundError: If there is no such file.
