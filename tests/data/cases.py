@@ -256,3 +256,7 @@ TRANSFORMS: dict[str, JointTransform] = {
 # DarkFaceDataModule in test_low_light.py; DetectionDataset and DetectionOptions through the modules above.
 # CompositionRegistry, CompositionalSplit and Triplet are tested in test_compositional.py; MedMATDataModule, whose
 # batches hold texts, with MedMATDataset, MedMATRecord and MultipleChoice in test_med_mat.py.
+# BoXDataModule, InstructionMixtureDataModule, StringTasksDataModule with BoXTask, TaskFiles, InstructionTemplate,
+# InstructionExample, InstructionMixture and InstructionOptions: test_instructions.py. SymbolTokenizer: test_symbols.py.
+# SuperGLUEDataModule, SICKDataModule and EmoBankDataModule: test_text_superglue.py, test_text_sick.py and
+# test_text_emobank.py, on the files of benchmark_trees.py.
