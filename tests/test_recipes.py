@@ -12,6 +12,7 @@ from lightning_mtl.cli import main
 from tests.data.benchmark_trees import write_superglue
 from tests.data.dense_trees import write_cityscapes_mtan, write_folder, write_pascal_context, write_taskonomy
 from tests.data.glue_trees import WORDS, write_glue
+from tests.data.text_folder_tree import write_text_folder
 from tests.data.trees import write_acdc_tree
 from tests.nn.local_bert import write_bert
 
@@ -37,6 +38,7 @@ WRITTEN: dict[str, Callable[[Path, tuple[int, int]], Path]] = {
     "DenseFolderDataModule": write_folder,
     "ACDCDataModule": lambda root, size: write_acdc_tree(root, size=size),
     "SuperGLUEDataModule": lambda root, size: write_superglue(root),
+    "TextFolderDataModule": lambda root, size: write_text_folder(root),
     ".GLUEDataModule": lambda root, size: write_glue(root),
 }  # small stand-ins in the encodings of the data sets
 

@@ -260,3 +260,5 @@ TRANSFORMS: dict[str, JointTransform] = {
 # InstructionExample, InstructionMixture and InstructionOptions: test_instructions.py. SymbolTokenizer: test_symbols.py.
 # SuperGLUEDataModule, SICKDataModule and EmoBankDataModule: test_text_superglue.py, test_text_sick.py and
 # test_text_emobank.py, on the files of benchmark_trees.py.
+# TextDataModule, TextDataset, TextRecords and TokenizerTraining are tested in test_text_data.py, GLUEDataModule in
+# test_text_glue.py, TextFolderDataModule and TextFolderTask in test_text_folder.py.
