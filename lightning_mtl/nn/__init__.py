@@ -40,6 +40,7 @@ from lightning_mtl.nn.encoders import (
     TaskConditionedEncoder,
     TextTransformer,
     TimmEncoder,
+    TransformersCausalLM,
     TransformersEncoder,
     TransformersSeq2Seq,
 )
@@ -154,6 +155,7 @@ __all__ = [
     "TimmEncoder",
     "TinyDecoder",
     "TokenHead",
+    "TransformersCausalLM",
     "TransformersEncoder",
     "TransformersSeq2Seq",
     "UNetHead",

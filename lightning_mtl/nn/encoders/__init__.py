@@ -12,6 +12,7 @@ from lightning_mtl.nn.encoders.smp_encoder import SmpEncoder
 from lightning_mtl.nn.encoders.task_conditioned import TaskConditionedEncoder
 from lightning_mtl.nn.encoders.text_transformer import TextTransformer
 from lightning_mtl.nn.encoders.timm_encoder import TimmEncoder
+from lightning_mtl.nn.encoders.transformers_causal_lm import TransformersCausalLM
 from lightning_mtl.nn.encoders.transformers_encoder import TransformersEncoder
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "TaskConditionedEncoder",
     "TextTransformer",
     "TimmEncoder",
+    "TransformersCausalLM",
     "TransformersEncoder",
     "TransformersSeq2Seq",
 ]

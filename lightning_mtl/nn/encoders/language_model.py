@@ -123,7 +123,7 @@ class CausalLanguageModel(nn.Module, Recorded):
         eos_token_id: int | None = None,
     ) -> None:
         super().__init__()
-        _check_packed_attention("CausalLanguageModel", packed_attention)
+        check_packed_attention("CausalLanguageModel", packed_attention)
         for argument, token in (("pad_token_id", pad_token_id), ("eos_token_id", eos_token_id)):
             if token is not None and not 0 <= token < vocab_size:
                 raise ValueError(f"CausalLanguageModel: {argument} must be in 0..{vocab_size - 1}, got {token}.")
@@ -171,7 +171,7 @@ class CausalLanguageModel(nn.Module, Recorded):
             ValueError: If there is no prompt, padding stands on the left, or the model's longest sequence is passed.
         """
         lengths = prompt_lengths("CausalLanguageModel", inputs)
-        _check_new_tokens("CausalLanguageModel", max_new_tokens)
+        check_new_tokens("CausalLanguageModel", max_new_tokens)
         longest = int(lengths.max()) + max_new_tokens
         if longest > self.decoder.max_length:
             raise ValueError(
@@ -197,11 +197,13 @@ class CausalLanguageModel(nn.Module, Recorded):
         return torch.stack(found, dim=1)
 
 
-def _check_packed_attention(owner: str, value: Any) -> None:
+def check_packed_attention(owner: str, value: Any) -> None:
+    """Raise ValueError unless the value is one of the two forms of attention in packed rows."""
     if value not in ("separate", "joint"):
         raise ValueError(f"{owner}: packed_attention must be 'separate' or 'joint', got {value!r}.")
 
 
-def _check_new_tokens(owner: str, value: int) -> None:
+def check_new_tokens(owner: str, value: int) -> None:
+    """Raise ValueError unless at least one token is to be written."""
     if value < 1:
         raise ValueError(f"{owner}: max_new_tokens must be at least 1, got {value}.")

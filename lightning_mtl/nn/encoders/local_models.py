@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -72,3 +73,15 @@ def build_model(owner: str, auto: str, model: str, pretrained: bool, settings: A
             f"{owner}: model={model!r} holds a configuration and no weights; set pretrained=False, or give a folder as "
             "save_pretrained writes it."
         ) from error
+
+
+def save_model(model: Any, directory: str | Path) -> None:
+    """Write a model as transformers does, adapters added to its weights.
+
+    Args:
+        model: The model, with adapters of peft or without.
+        directory: Folder to write.
+    """
+    if hasattr(model, "merge_and_unload"):
+        model = copy.deepcopy(model).merge_and_unload()
+    model.save_pretrained(str(directory))

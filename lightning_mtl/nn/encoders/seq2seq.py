@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_mtl.nn.encoders.language_model import check_vocabulary
-from lightning_mtl.nn.encoders.local_models import build_model, model_settings
+from lightning_mtl.nn.encoders.local_models import build_model, model_settings, save_model
 from lightning_mtl.nn.encoders.lora import LoRA
 from lightning_mtl.nn.recorded import Recorded
 from lightning_mtl.nn.spec import FeatureSpec
@@ -142,12 +142,7 @@ class TransformersSeq2Seq(nn.Module, Recorded):
         Args:
             directory: Folder to write; ``TransformersSeq2Seq(directory, pretrained=True)`` reads it.
         """
-        import copy
-
-        model: Any = self.model
-        if hasattr(model, "merge_and_unload"):
-            model = copy.deepcopy(model).merge_and_unload()
-        model.save_pretrained(str(directory))
+        save_model(self.model, directory)
 
 
 def _start(given: int | None, model: str, network: Any) -> int:

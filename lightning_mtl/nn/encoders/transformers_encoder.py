@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from torch import Tensor
 
-from lightning_mtl.nn.encoders.local_models import build_model, model_settings
+from lightning_mtl.nn.encoders.local_models import build_model, model_settings, save_model
 from lightning_mtl.nn.encoders.lora import LoRA
 from lightning_mtl.nn.encoders.text_base import TextEncoder, TextFeatures
 
@@ -93,12 +93,7 @@ class TransformersEncoder(TextEncoder):
         Args:
             directory: Folder to write; ``TransformersEncoder(directory, pretrained=True)`` reads it.
         """
-        import copy
-
-        model: Any = self.model
-        if hasattr(model, "merge_and_unload"):
-            model = copy.deepcopy(model).merge_and_unload()
-        model.save_pretrained(str(directory))
+        save_model(self.model, directory)
 
 
 def _longest(settings: Any) -> int | None:
