@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_mtl.callbacks.continual.stream import publish_numbers
 
@@ -34,7 +34,7 @@ class ScoreAverage(Callback):
     names. After every validation and test it is logged as ``val/<name>`` or ``test/<name>``, beside
     ``<stage>/<name>_num_tasks``, the number of tasks in it, and stands in ``trainer.callback_metrics``, so that a
     ``ModelCheckpoint`` can monitor it, or an ``EarlyStopping`` that is listed after this callback. Tasks of the
-    benchmark that were not evaluated are left out, and named once in a warning: an average over some tasks is not the
+    benchmark that were not evaluated are left out, and named once in the log: an average over some tasks is not the
     benchmark's score.
 
     Args:
@@ -110,7 +110,7 @@ class ScoreAverage(Callback):
         missing = [task for task in self.metrics if task not in evaluated]
         if missing and not self._missing_said:
             self._missing_said = True
-            rank_zero_warn(f"{type(self).__name__}: {stage}/{self.name} is without {', '.join(missing)}.")
+            rank_zero_info(f"{type(self).__name__}: {stage}/{self.name} is without {', '.join(missing)}.")
         if evaluated:
             numbers = {self.name: self.average(values), f"{self.name}_num_tasks": float(len(evaluated))}
             publish_numbers(trainer, {f"{stage}/{name}": value for name, value in numbers.items()})
