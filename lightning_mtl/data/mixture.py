@@ -146,13 +146,12 @@ class TaskMixtureDataModule(MultiTaskDataModule):
         self.mixed = mixed
         self.steps_per_epoch = steps_per_epoch
         self.batches_per_draw = batches_per_draw
-        self._sampler: TaskSampler | None = None
 
     @property
     def task_ratios(self) -> dict[str, float]:
         """Task -> probability of a draw in the epoch under way; known once the training data are set up."""
-        if self._sampler is not None:
-            return dict(self._sampler.ratios)
+        if isinstance(self._stateful_sampler, TaskSampler):
+            return dict(self._stateful_sampler.ratios)
         if "train" not in self.datasets:
             raise RuntimeError("TaskMixtureDataModule: the training split is not set up; call setup('fit') first.")
         return self.sampling.probabilities(cast(TaskConcat, self.datasets["train"]).lengths, 0)
@@ -170,10 +169,13 @@ class TaskMixtureDataModule(MultiTaskDataModule):
             datasets[task] = source.datasets[split]
         return TaskConcat(datasets)
 
-    def collate(self, samples: list[Sample]) -> Any:
-        """Join samples into one batch, or one batch a task where they are of several."""
+    def collate(self, samples: list[Sample] | Sample) -> Any:
+        """Join samples into one batch, or one batch a task where they are of several.
+
+        A sample alone is a batch of one: with ``overfit_batches`` Lightning puts a sampler of single samples in place.
+        """
         groups: dict[str, list[Sample]] = {}
-        for sample in samples:
+        for sample in samples if isinstance(samples, list) else [samples]:
             groups.setdefault(next(iter(sample[1])), []).append(sample)
         batches = {task: self.sources[task].collate(groups[task]) for task in self.sources if task in groups}
         return next(iter(batches.values())) if len(batches) == 1 else batches
@@ -188,7 +190,7 @@ class TaskMixtureDataModule(MultiTaskDataModule):
         shards = (None if self.trainer is None else self.trainer.distributed_sampler_kwargs) or {}
         sampler: TaskSampler | SequentialTaskSampler
         if train:
-            sampler = self._sampler = TaskSampler(
+            sampler = TaskSampler(
                 dataset.lengths,
                 self.batch_size if self.mixed else self.batch_sizes,
                 self.sampling,

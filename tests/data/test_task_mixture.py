@@ -122,6 +122,11 @@ def test_evaluation_goes_through_every_task_once() -> None:
     assert len(trainer.predict(make_module(), make_data())) == 3 + 1
 
 
+def test_overfitting_on_a_few_samples_works() -> None:
+    with pytest.warns(UserWarning, match="requested to overfit"):
+        make_trainer(max_epochs=2, overfit_batches=2).fit(make_module(), make_data())
+
+
 def test_the_ratios_are_those_of_the_epoch_under_way() -> None:
     data = make_data()
     with pytest.raises(RuntimeError, match=r"the training split is not set up; call setup\('fit'\) first"):
