@@ -239,4 +239,5 @@ def features(spec: FeatureSpec, batch: int, size: int = 64) -> torch.Tensor | li
 # SlimmableResNet, SlimmableMLPHead and SlimmableConvHead (of SlimmableNetwork, SlimmableEncoder and SlimmableHead):
 # test_slimmable.py.
 # LoRA is the settings of adapters; TextTransformer and TransformersEncoder read text: test_text_encoders.py.
+# CausalLanguageModel and TransformersCausalLM read text too: test_language_models.py.
 # TransformersSeq2Seq writes text: test_seq2seq.py.
