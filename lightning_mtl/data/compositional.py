@@ -50,7 +50,8 @@ class CompositionRegistry:
         ('modality', 'task')
 
     References:
-        Cai et al. *On the Compositional Generalization of Multimodal LLMs for Medical Imaging*. ACL 2025.
+        Cai, Chen, Wang, Wang, Deng, Song, Chen, Zhang, Wang. *Exploring Compositional Generalization of
+        Multimodal LLMs for Medical Imaging*. ACL 2025.
         https://arxiv.org/abs/2412.20070.
     """
 
@@ -173,7 +174,8 @@ class CompositionalSplit:
         (['brain', 'covid'], ['skin'], [('brain', 'covid')], True)
 
     References:
-        Cai et al. *On the Compositional Generalization of Multimodal LLMs for Medical Imaging*. ACL 2025.
+        Cai, Chen, Wang, Wang, Deng, Song, Chen, Zhang, Wang. *Exploring Compositional Generalization of
+        Multimodal LLMs for Medical Imaging*. ACL 2025.
         https://arxiv.org/abs/2412.20070.
     """
 

@@ -129,7 +129,8 @@ class MedMATDataModule(MultiTaskDataModule):
         (:meth:`chance`).
 
     References:
-        Cai et al. *On the Compositional Generalization of Multimodal LLMs for Medical Imaging*. ACL 2025.
+        Cai, Chen, Wang, Wang, Deng, Song, Chen, Zhang, Wang. *Exploring Compositional Generalization of
+        Multimodal LLMs for Medical Imaging*. ACL 2025.
         https://arxiv.org/abs/2412.20070. Data: https://github.com/FreedomIntelligence/Med-MAT.
     """
 

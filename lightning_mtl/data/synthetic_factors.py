@@ -86,7 +86,8 @@ class FactorImagesDataModule(TableDataModule):
         (torch.Size([64, 1, 16, 16]), torch.Size([64]), torch.Size([64]), 16)
 
     References:
-        Cai et al. *On the Compositional Generalization of Multimodal LLMs for Medical Imaging*. ACL 2025.
+        Cai, Chen, Wang, Wang, Deng, Song, Chen, Zhang, Wang. *Exploring Compositional Generalization of
+        Multimodal LLMs for Medical Imaging*. ACL 2025.
         https://arxiv.org/abs/2412.20070 (the question; the images are this package's).
     """
 

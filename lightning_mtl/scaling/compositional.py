@@ -95,7 +95,8 @@ def compositional_report(
         ValueError: If nothing is to be run, a pool is empty that should not be, or ``few_shot`` does not fit.
 
     References:
-        Cai et al. *On the Compositional Generalization of Multimodal LLMs for Medical Imaging*. ACL 2025.
+        Cai, Chen, Wang, Wang, Deng, Song, Chen, Zhang, Wang. *Exploring Compositional Generalization of
+        Multimodal LLMs for Medical Imaging*. ACL 2025.
         https://arxiv.org/abs/2412.20070.
     """
     if not targets or not conditions or not seeds:

@@ -33,6 +33,7 @@ class TaskConditionedEncoder(nn.Module, Recorded):
             an input is missing.
 
     Example:
+        >>> import torch
         >>> from lightning_mtl.nn import MLPEncoder
         >>> encoder = TaskConditionedEncoder(MLPEncoder(8, [4]), num_tasks=3, input_key="row")
         >>> encoder({"row": torch.zeros(2, 8), "task": torch.tensor([0, 2])}).shape
