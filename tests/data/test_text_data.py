@@ -299,6 +299,15 @@ def test_batches_hold_one_task_of_similar_lengths_and_an_epoch_every_row() -> No
     assert data.task_ratios == pytest.approx({"long": 2 / 3, "short": 1 / 3})
 
 
+def test_ratios_are_known_before_the_loader_and_several_batches_can_be_of_one_draw() -> None:
+    data = two_tasks(sampling=FixedRatios({"long": 1, "short": 3}), batches_per_draw=5, steps_per_epoch=20)
+    data.setup("fit")
+    assert data.task_ratios == {"long": 0.25, "short": 0.75}
+    drawn = [next(iter(targets)) for _, targets in data.train_dataloader()]
+    assert len(drawn) == 20
+    assert all(len(set(drawn[first : first + 5])) == 1 for first in range(0, 20, 5))
+
+
 def test_a_mixed_batch_carries_ignored_labels_for_the_rows_of_other_tasks() -> None:
     data = two_tasks(mixed=True, sampling=FixedRatios({"long": 1, "short": 1}), batch_size=8)
     data.setup("fit")
@@ -373,7 +382,7 @@ def test_ids_and_places_are_kept_with_the_rows() -> None:
 def test_no_rows_at_all_and_a_loader_before_setup_are_errors() -> None:
     with pytest.raises(EmptySplitError, match=r"split 'val' must hold at least one sample, none of the tasks"):
         Written({("task", "train"): rows([("red",)], ["a"])}, {"task": Classes(("a",))}).setup("fit")
-    with pytest.raises(RuntimeError, match="task_ratios are known from train_dataloader"):
+    with pytest.raises(RuntimeError, match=r"training split is not set up; call setup"):
         _ = two_tasks().task_ratios
 
 

@@ -18,7 +18,14 @@ from typing_extensions import Unpack
 from lightning_mtl.data.base import _SPLITS_OF_STAGE, LoaderOptions, MultiTaskDataModule, Sample, Split, labelled_rows
 from lightning_mtl.data.errors import DataFileError, EmptySplitError
 from lightning_mtl.data.loader import ResumableDataLoader
-from lightning_mtl.data.samplers import SampleIndex, SequentialTaskSampler, TaskSampler, TaskSampling, mix_seed
+from lightning_mtl.data.samplers import (
+    ProportionalSampling,
+    SampleIndex,
+    SequentialTaskSampler,
+    TaskSampler,
+    TaskSampling,
+    mix_seed,
+)
 from lightning_mtl.data.text.cache import Tokens, cache_folder, read_tokens, records_key, write_tokens
 from lightning_mtl.data.text.collate import TextCollate
 from lightning_mtl.data.text.dataset import TextDataset, TextSource
@@ -50,6 +57,8 @@ class TextOptions(LoaderOptions, total=False):
         sampling: How often the training batches draw every task; None (default) in proportion to its number of rows.
         mixed: Whether a training batch holds rows of several tasks; False by default.
         steps_per_epoch: Steps of an epoch; None (default) takes as many as one pass over all rows has full batches.
+        batches_per_draw: Consecutive training batches of the drawn task, 1 by default: set it to the Trainer's
+            ``accumulate_grad_batches`` where every update shall be of one task.
         bucket_batches: Training rows are sorted by length within windows of this many batches; 50 by default.
         val_fraction: Part of the training rows, 0.1 by default, that is set aside for validation where asked for.
     """
@@ -63,6 +72,7 @@ class TextOptions(LoaderOptions, total=False):
     sampling: TaskSampling | None
     mixed: bool
     steps_per_epoch: int | None
+    batches_per_draw: int
     bucket_batches: int
     val_fraction: float
 
@@ -121,7 +131,7 @@ class TextDataModule(MultiTaskDataModule):
         cache, cache_dir = options.pop("cache", True), options.pop("cache_dir", None)
         sampling, mixed = options.pop("sampling", None), options.pop("mixed", False)
         steps_per_epoch, bucket_batches = options.pop("steps_per_epoch", None), options.pop("bucket_batches", 50)
-        val_fraction = options.pop("val_fraction", 0.1)
+        val_fraction, batches_per_draw = options.pop("val_fraction", 0.1), options.pop("batches_per_draw", 1)
         options.setdefault("batch_size", 32)
         super().__init__(**cast(LoaderOptions, options))
         name = type(self).__name__
@@ -137,16 +147,16 @@ class TextDataModule(MultiTaskDataModule):
         self.truncation: Truncation = truncation
         self.pad_to_multiple_of = multiple
         self.cache_dir = cache_folder(cache_dir) if cache else None
-        self.sampling = sampling
+        self.sampling = ProportionalSampling() if sampling is None else sampling
         self.mixed = mixed
         self.steps_per_epoch = steps_per_epoch
+        self.batches_per_draw = batches_per_draw
         self.bucket_batches = bucket_batches
         self.val_fraction = val_fraction
         self._tokenizer_argument = TokenizerTraining() if tokenizer is None else tokenizer
         self._tokenizer: Any = None
         self._read: dict[tuple[str, Split], list[TextRecords]] = {}
         self._made: dict[str, Tokens] = {}
-        self._sampler: TaskSampler | None = None
 
     # ------------------------------------------------------------------ what a subclass says
     @abstractmethod
@@ -192,13 +202,14 @@ class TextDataModule(MultiTaskDataModule):
         """Source -> probability that a training step (a row, when mixed) is of it, now.
 
         Raises:
-            RuntimeError: If there is no training loader yet.
+            RuntimeError: If the training split is not set up.
         """
-        if self._sampler is None:
-            raise RuntimeError(
-                f"{type(self).__name__}: task_ratios are known from train_dataloader() on; call it first."
-            )
-        return dict(self._sampler.ratios)
+        if isinstance(self._stateful_sampler, TaskSampler):
+            return dict(self._stateful_sampler.ratios)
+        dataset = self.datasets.get("train")
+        if not isinstance(dataset, TextDataset):
+            raise RuntimeError(f"{type(self).__name__}: the training split is not set up; call setup('fit') first.")
+        return self.sampling.probabilities(dataset.lengths, 0)
 
     def hold_out(self, records: TextRecords, split: Split) -> TextRecords:
         """Return the rows that a split has when ``val_fraction`` of a file is set aside for validation by the seed.
@@ -432,7 +443,7 @@ class TextDataModule(MultiTaskDataModule):
         return (None if self.trainer is None else self.trainer.distributed_sampler_kwargs) or {}
 
     def _training_sampler(self, dataset: TextDataset) -> TaskSampler:
-        self._sampler = TaskSampler(
+        return TaskSampler(
             dataset.lengths,
             self.batch_size,
             sampling=self.sampling,
@@ -440,10 +451,10 @@ class TextDataModule(MultiTaskDataModule):
             steps_per_epoch=self.steps_per_epoch,
             sizes=cast(Any, dataset.sizes),
             bucket_batches=self.bucket_batches,
+            batches_per_draw=self.batches_per_draw,
             seed=self.seed,
             **self._shards(),
         )
-        return self._sampler
 
     def _evaluation_sampler(self, dataset: TextDataset) -> SequentialTaskSampler:
         return _ByLength(cast(Any, dataset.sizes), batch_size=self.batch_size, seed=self.seed, **self._shards())

@@ -125,9 +125,19 @@ class Tokens:
         return (read_tokens, (self.path,)) if self.path is not None else (Tokens, (self.columns,))
 
 
+def _arrow() -> Any:
+    try:
+        import pyarrow
+    except ImportError as error:
+        raise ImportError(
+            "The cache of tokens needs pyarrow; pip install lightning-mtl[nlp], or set cache=False."
+        ) from error
+    return pyarrow
+
+
 def write_tokens(path: Path, tokens: Tokens) -> None:
     """Write columns to an Arrow file; it appears under its name when it is complete."""
-    import pyarrow as pa
+    pa = _arrow()
 
     arrays = {
         name: pa.LargeListArray.from_arrays(pa.array(column.starts), pa.array(column.values))
@@ -153,7 +163,7 @@ def read_tokens(path: Path) -> Tokens:
         OSError: If it cannot be read.
         ValueError: If it is no such file.
     """
-    import pyarrow as pa
+    pa = _arrow()
 
     with pa.memory_map(str(path)) as source:
         batch = pa.ipc.open_file(source).get_batch(0)
