@@ -117,8 +117,8 @@ def main() -> None:
                     print(json.dumps(line), flush=True)
         return
     results: dict[str, list[float]] = {variant: [] for variant in args.variants}
-    for seed in args.seeds:
-        for variant in args.variants:
+    for variant in args.variants:
+        for seed in args.seeds:
             line = run(variant, seed, args.steps)
             results[variant].append(line["exact_match"])
             print(json.dumps(line), flush=True)
