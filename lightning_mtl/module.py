@@ -520,10 +520,11 @@ class MultiTaskModule(pl.LightningModule):
         if score is not None:
             logged[f"{stage}/delta_m"] = score
         self.log_dict(logged, on_step=False, on_epoch=True, sync_dist=is_distributed(), batch_size=1)
-        sampling = getattr(getattr(self._trainer, "datamodule", None), "sampling", None)
-        if stage == "val" and callable(getattr(sampling, "observe", None)) and not self.trainer.sanity_checking:
+        sampler = getattr(getattr(self._trainer, "train_dataloader", None), "sampler", None)
+        observe = getattr(getattr(sampler, "sampling", None), "observe", None)
+        if stage == "val" and callable(observe) and not self.trainer.sanity_checking:
             losses = {task: {"loss": float(logged[f"val/{task}/loss"])} for task in numbers}
-            cast(Any, sampling).observe({task: losses[task] | found for task, found in numbers.items()})
+            observe({task: losses[task] | found for task, found in numbers.items()})
 
     def evaluated_tasks(self) -> list[tuple[str, Task]]:
         """Return the tasks that had a batch in the evaluation under way, on any process."""

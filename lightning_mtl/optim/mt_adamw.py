@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,8 +33,9 @@ class MTAdamW(Optimizer):
     A parameter without gradient in a step counts as :math:`g = 0` there.
 
     In an ordinary Trainer :class:`~lightning_mtl.MultiTaskModule` tells it the task of every step, and it reads the
-    probabilities of the epoch from the data module's ``task_ratios``. By hand: ``optimizer.step(task="name")``. All
-    micro-batches of one step must be of one task; ``TaskSampler(batches_per_draw=...)`` draws such.
+    probabilities of the epoch from the data module's ``task_ratios`` or the loader's :class:`TaskSampler`. By hand:
+    ``optimizer.step(task="name")``. All micro-batches of one step must be of one task;
+    ``TaskSampler(batches_per_draw=...)`` draws such.
 
     Args:
         params: Parameters or parameter groups. A group with ``task_specific=True`` holds parameters of single tasks:
@@ -44,7 +46,7 @@ class MTAdamW(Optimizer):
         betas: Decay of the moments, as in AdamW.
         eps: Added to the root of the second moment.
         weight_decay: Decoupled weight decay.
-        task_ratios: Task -> probability; they are divided by their sum. None takes the data module's.
+        task_ratios: Task -> probability; they are divided by their sum. None takes those of the data.
         task_weights: Task -> weight :math:`w_k`; 1 where not given.
         normalize: ``"global"`` divides by the norm over all parameters, ``"none"`` leaves the gradient as it is.
         compensate: Whether to divide by the probability.
@@ -120,7 +122,7 @@ class MTAdamW(Optimizer):
         self.compensate = compensate
         self.bias_correction = bias_correction
         self._ratios = None if task_ratios is None else _checked_ratios(task_ratios)
-        self._data: Any = None
+        self._find_ratios: Callable[[], Mapping[str, float] | None] = _no_ratios
         self._observed: str | None = None
         self._rare: set[str] = set()
         self.drawn: dict[str, int] = {}
@@ -147,12 +149,12 @@ class MTAdamW(Optimizer):
                 "none at all on a normalised gradient; leave it out.",
                 stacklevel=2,
             )
-        self._data = trainer.datamodule
-        if self.compensate and self._ratios is None and getattr(self._data, "task_ratios", None) is None:
+        self._find_ratios = functools.partial(_ratios_of_the_data, trainer)
+        if self.compensate and self._ratios is None and self._find_ratios() is None:
             raise MisconfigurationException(
-                "MTAdamW: task_ratios must be given, because the data module has none "
-                f"({type(self._data).__name__}); or draw the tasks by a TaskSampler and expose its ratios, or set "
-                "compensate=False."
+                "MTAdamW: task_ratios must be given, because the data has none (data module "
+                f"{type(trainer.datamodule).__name__}, loader {type(trainer.train_dataloader).__name__}); or draw the "
+                "tasks by a TaskSampler, or set compensate=False."
             )
 
     def observe_tasks(self, tasks: Sequence[str], begins: bool) -> None:
@@ -178,7 +180,7 @@ class MTAdamW(Optimizer):
             return 1.0
         ratios = self._ratios
         if ratios is None:
-            own = getattr(self._data, "task_ratios", None)
+            own = self._find_ratios()
             if own is None:
                 raise ValueError(f"MTAdamW: task_ratios must give the probability of task {task!r}, got none.")
             ratios = _checked_ratios(own)
@@ -286,10 +288,31 @@ class MTAdamW(Optimizer):
         return {**super().state_dict(), "tasks": counts}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take back the moments and steps, and the counts of the tasks."""
+        """Take back the moments and steps, and the counts of the tasks.
+
+        Raises:
+            ValueError: If it is the state of another optimizer.
+        """
+        if "tasks" not in state_dict:
+            raise ValueError(
+                "MTAdamW: the state must be of an MTAdamW, got one without counts of tasks; its moments would not fit. "
+                "Load the weights alone instead of resuming."
+            )
         super().load_state_dict(state_dict)
         counts = state_dict["tasks"]
         self.drawn, self.skipped = dict(counts["drawn"]), dict(counts["skipped"])
+
+
+def _no_ratios() -> None:
+    return None
+
+
+def _ratios_of_the_data(trainer: Any) -> Mapping[str, float] | None:
+    """Return the probabilities of the epoch under way, from the data module or the training loader's sampler."""
+    ratios = getattr(trainer.datamodule, "task_ratios", None)
+    if ratios is None:
+        ratios = getattr(getattr(trainer.train_dataloader, "sampler", None), "ratios", None)
+    return cast("Mapping[str, float] | None", ratios)
 
 
 def _checked_ratios(ratios: Mapping[str, float]) -> dict[str, float]:

@@ -264,17 +264,17 @@ def test_a_fit_that_was_killed_in_mid_epoch_continues_bit_by_bit(tmp_path: Path)
     def fit(folder: Path, ckpt: Path | None = None) -> MultiTaskModule:
         policy = DynamicSampling({"left": 0.9, "right": 0.9}, "accuracy", initial=UniformSampling())
         module, data = make_module(), make_data(sampling=policy, steps_per_epoch=8)
-        steps = ModelCheckpoint(folder, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+        steps = ModelCheckpoint(folder, filename="{step}", every_n_train_steps=5, save_top_k=-1)
         ends = ModelCheckpoint(folder, filename="{epoch}", save_on_train_epoch_end=True, save_top_k=-1)
         callbacks = [steps, ends]
-        trainer = make_trainer(max_epochs=4, num_sanity_val_steps=0, callbacks=callbacks, enable_checkpointing=True)
+        trainer = make_trainer(max_epochs=3, num_sanity_val_steps=0, callbacks=callbacks, enable_checkpointing=True)
         trainer.fit(module, data, ckpt_path=ckpt)
         gaps.append(policy.state_dict()["gaps"])
         return module
 
     gaps: list[dict[str, float]] = []
     whole = fit(tmp_path / "whole")
-    for place in ("step=5", "step=13", "epoch=1"):
+    for place in ("step=5", "step=15", "epoch=1"):
         resumed = fit(tmp_path / place, tmp_path / f"whole/{place}.ckpt")
         assert all(a.equal(b) for a, b in zip(weights(whole), weights(resumed), strict=True)), place
     assert set(gaps[0]) == {"left", "right"}  # validations were heard
@@ -307,8 +307,24 @@ def test_bf16_and_clipping_work_and_clipping_warns() -> None:
 
 def test_a_data_module_without_ratios_needs_them_given() -> None:
     data = TwoGlyphDataModule(num_train=40, num_val=10, batch_size=10)
-    with pytest.raises(MisconfigurationException, match=r"task_ratios must be given.*TwoGlyphDataModule"):
+    with pytest.raises(
+        MisconfigurationException, match=r"task_ratios must be given.*module TwoGlyphDataModule, loader"
+    ):
         make_trainer(max_steps=1).fit(make_module(), data)
+
+
+def test_a_loader_without_a_data_module_gives_the_ratios_of_its_sampler() -> None:
+    data = make_data(sampling=UniformSampling())
+    data.setup("fit")
+    trainer = make_trainer(max_steps=2)
+    trainer.fit(make_module(), data.train_dataloader())
+    assert optimizer_of(trainer)._ratio("left") == 0.5
+
+
+def test_the_state_of_another_optimizer_is_refused() -> None:
+    state = torch.optim.AdamW(parameters([1.0])).state_dict()
+    with pytest.raises(ValueError, match="the state must be of an MTAdamW"):
+        MTAdamW(parameters([1.0])).load_state_dict(state)
 
 
 def test_sharded_strategies_are_refused() -> None:

@@ -60,9 +60,9 @@ class TaskSampling(ABC):
     def observe(self, scores: Mapping[str, Mapping[str, Any]]) -> None:  # noqa: B027
         """Be told the scores of a validation, task -> metric -> value; most policies do not care.
 
-        :class:`~lightning_mtl.MultiTaskModule` calls it after every validation on the ``sampling`` of its Trainer's
-        data module. A module of one's own does so in ``on_validation_epoch_end``, with values that are the same on all
-        processes.
+        :class:`~lightning_mtl.MultiTaskModule` calls it after every validation for the policy of its Trainer's
+        training loader. A module of one's own does so in ``on_validation_epoch_end``, with values that are the same
+        on all processes.
         """
 
     def state_dict(self) -> dict[str, Any]:

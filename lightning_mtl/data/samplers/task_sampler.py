@@ -70,7 +70,8 @@ class TaskSampler(DistributedSampler[Any]):
 
     Args:
         lengths: Task -> number of samples.
-        batch_size: Samples per batch and process, for all tasks or one number a task (unmixed only).
+        batch_size: Samples per batch and process, for all tasks or one number a task (unmixed only). Probabilities are
+            those of steps, however large the batch of a task is.
         sampling: How often every task is drawn; in proportion to its number of samples by default.
         mixed: Whether a batch holds samples of several tasks.
         steps_per_epoch: Steps of an epoch; by default as many as one pass over all data sets has full batches, of all
