@@ -17,8 +17,7 @@ class Controllability:
     Args:
         mean: Mean of the hypervolumes.
         hypervolumes: Budget -> hypervolume of the points that were reached within it.
-        points: Budget -> one point a preference: the metric of every task as a share of the full network's, above that
-            of the smallest network.
+        points: Budget -> one point a preference: by how much every task's metric is better than the reference.
         results: Budget -> what the search found for every preference.
     """
 
@@ -73,12 +72,13 @@ def controllability(
     batches: Iterable[Any],
     input_size: Sequence[int],
     metrics: Mapping[str, str] | None = None,
+    reference: Mapping[str, float] | None = None,
     **search: Any,
 ) -> Controllability:
     """Sweep preferences within several budgets, and measure the region of task performances that is reached.
 
-    A point holds the metric of every task divided by the full network's, with the sign that makes higher values better;
-    the reference is the smallest network. The sweep is a loop over :func:`search_widths`.
+    A point holds the metric of every task, with the sign that makes higher values better. The sweep is a loop over
+    :func:`search_widths`.
 
     Args:
         module: The trained network.
@@ -87,14 +87,16 @@ def controllability(
         batches: Validation batches ``(inputs, targets)`` on the module's device; kept in a list.
         input_size: Shape of one sample.
         metrics: Task -> metric that scores it; the first of the task's metrics where not given.
+        reference: Task -> value of that metric at the lower corner; None takes the smallest network's. To compare
+            networks, give all of them the same.
         search: Further arguments of :func:`search_widths`.
 
     Raises:
-        ValueError: If there is no preference or no budget, or the search refuses one.
+        ValueError: If there is no preference or no budget, the reference lacks a task, or the search refuses one.
 
     Note:
-        The body of the paper was not at hand. That its controllability is a hypervolume is from its abstract's figures;
-        scale and reference point are this package's, so the numbers compare networks here, not with the paper's.
+        The body of the paper was not at hand. Metrics, preferences and reference point are this package's, so the
+        numbers compare networks here, not with the paper's.
 
     References:
         Aich, Schulter, Roy-Chowdhury, Chandraker, Suh. *Efficient Controllable Multi-Task Architectures*. ICCV 2023.
@@ -107,22 +109,20 @@ def controllability(
         )
     directions = module.higher_is_better()
     chosen = {task: (metrics or {}).get(task) or next(iter(directions[task])) for task in module.tasks}
-    full = module.evaluate(module.full, data)
-
-    def point(found: Mapping[str, Mapping[str, float]]) -> tuple[float, ...]:
-        values = []
-        for task, metric in chosen.items():
-            sign = 1 if directions[task][metric] else -1
-            values.append(sign * found[task][metric] / abs(full[task][metric]))
-        return tuple(values)
-
-    reference = point(module.evaluate(module.smallest, data))
+    if reference is not None and set(reference) != set(chosen):
+        raise ValueError(f"controllability: reference must name the tasks {list(chosen)}, got {list(reference)}.")
+    signs = {task: 1 if directions[task][metric] else -1 for task, metric in chosen.items()}
+    if reference is None:
+        least = module.evaluate(module.smallest, data)
+        reference = {task: least[task][metric] for task, metric in chosen.items()}
     results, points, volumes = {}, {}, {}
     for budget in limits:
         results[budget] = [
             search_widths(module, preference, budget, data, input_size, metrics, **search) for preference in wishes
         ]
-        reached = [point(result.metrics) for result in results[budget]]
-        points[budget] = [tuple(x - low for x, low in zip(row, reference, strict=True)) for row in reached]
-        volumes[budget] = hypervolume(reached, reference)
+        points[budget] = [
+            tuple(sign * (result.metrics[task][chosen[task]] - reference[task]) for task, sign in signs.items())
+            for result in results[budget]
+        ]
+        volumes[budget] = hypervolume(points[budget], [0.0] * len(chosen))
     return Controllability(sum(volumes.values()) / len(volumes), volumes, points, results)

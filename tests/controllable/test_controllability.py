@@ -47,18 +47,23 @@ def test_controllability_is_the_mean_hypervolume_over_the_budgets() -> None:
     found = controllability(module, preferences, [0.4 * full, full], data, (6,))
     assert list(found.hypervolumes) == [0.4 * full, full]
     assert found.mean == pytest.approx(sum(found.hypervolumes.values()) / 2)
-    whole, least = (module.evaluate(config, data) for config in (module.full, module.smallest))
-    error = next(iter(whole["size"]))
+    least = module.evaluate(module.smallest, data)
+    error = next(iter(least["size"]))
     for budget, results in found.results.items():
         assert all(result.flops <= budget for result in results)
         expected = [
             (
-                (result.metrics["kind"]["accuracy"] - least["kind"]["accuracy"]) / whole["kind"]["accuracy"],
-                (least["size"][error] - result.metrics["size"][error]) / whole["size"][error],
+                result.metrics["kind"]["accuracy"] - least["kind"]["accuracy"],
+                least["size"][error] - result.metrics["size"][error],
             )
             for result in results
         ]
         assert np.allclose(found.points[budget], expected)
         assert found.hypervolumes[budget] == pytest.approx(hypervolume(expected, (0, 0)))
+    lower = {"kind": least["kind"]["accuracy"] - 0.1, "size": least["size"][error] + 0.1}
+    wider = controllability(module, preferences[:1], [full], data, (6,), reference=lower)
+    assert np.allclose(wider.points[full], np.array(found.points[full][:1]) + 0.1)
+    with pytest.raises(ValueError, match=r"reference must name the tasks \['kind', 'size'\], got \['kind'\]"):
+        controllability(module, preferences, [full], data, (6,), reference={"kind": 0.0})
     with pytest.raises(ValueError, match="preferences and budgets must not be empty, got 0 and 1"):
         controllability(module, [], [full], data, (6,))
