@@ -17,8 +17,8 @@ def check_token_shapes(owner: str, logits: Tensor, labels: Tensor) -> None:
         raise ValueError(f"{owner}: labels must hold integers, got {labels.dtype}; convert them with .long().")
 
 
-def token_losses(owner: str, logits: Tensor, labels: Tensor, labelled: Tensor) -> Tensor:
-    """Return the cross entropy of every labelled token.
+def token_losses(owner: str, logits: Tensor, labels: Tensor, labelled: Tensor, argument: str = "labels") -> Tensor:
+    """Return the cross entropy of every token, zero where it is not labelled.
 
     Only the rows of labelled tokens are copied and turned into float32, which matters where most tokens are prompt.
 
@@ -27,26 +27,27 @@ def token_losses(owner: str, logits: Tensor, labels: Tensor, labelled: Tensor) -
         logits: Scores of the next token, ``(B, L, V)``.
         labels: The next token, ``(B, L)``.
         labelled: Which of them count, boolean ``(B, L)``.
+        argument: What the caller calls the labels, for messages.
 
     Returns:
-        ``(N,)``, at least float32, in the order of the N labelled tokens.
+        ``(B, L)``, at least float32.
 
     Raises:
         ValueError: If a label is no token; read on the CPU only, where it is cheap.
     """
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    if torch.compiler.is_compiling():  # whose graphs do without shapes that depend on values
+        safe = torch.where(labelled, labels, 0).long()
+        values = F.cross_entropy(logits.to(dtype).movedim(-1, 1), safe, reduction="none")
+        return torch.where(labelled, values, torch.zeros_like(values))
     chosen = labels[labelled].long()
-    if chosen.device.type == "cpu" and not torch.compiler.is_compiling():
+    if chosen.device.type == "cpu":
         wrong = (chosen < 0) | (chosen >= logits.shape[-1])
         if bool(wrong.any()):
             raise ValueError(
-                f"{owner}: labels must hold tokens 0..{logits.shape[-1] - 1} or the ignored value, got "
+                f"{owner}: {argument} must hold tokens 0..{logits.shape[-1] - 1} or the ignored value, got "
                 f"{chosen[wrong][0].item()} among {int(wrong.sum())} wrong labels; the model's vocabulary must be as "
                 "large as the tokenizer's."
             )
-    scored = logits[labelled].to(torch.promote_types(logits.dtype, torch.float32))
-    return F.cross_entropy(scored, chosen, reduction="none")
-
-
-def spread(values: Tensor, labelled: Tensor) -> Tensor:
-    """Return the values of the labelled tokens at their places ``(B, L)``, zero elsewhere."""
+    values = F.cross_entropy(logits[labelled].to(dtype), chosen, reduction="none")
     return values.new_zeros(labelled.shape).masked_scatter(labelled, values)

@@ -35,7 +35,7 @@ class TokenMetric(ExactMetric):
         """Add a batch."""
         labelled = target != self.ignore_index
         right = (prediction.detach().argmax(dim=-1) == target) & labelled
-        losses = token_losses(type(self).__name__, prediction.detach(), target, labelled)
+        losses = token_losses(type(self).__name__, prediction.detach(), target, labelled, "target")
         present = labelled.any(dim=1)
         self.tokens += labelled.sum()
         self.correct += right.sum()

@@ -242,6 +242,8 @@ TRANSFORMS: dict[str, JointTransform] = {
     "Compose": Compose([RandomScaleCrop(), RandomHorizontalFlip(), PhotometricJitter()]),
 }
 
+# DigitTasks, DigitTasksDataModule: test_digit_tasks.py. InstructionDataModule with InstructionDataset and TokenCounts:
+# test_instruction_tuning.py.
 # MarkovCopy and MarkovCopyDataModule read tokens and are tested in test_markov.py.
 # ModularArithmeticDataModule, PolynomialRegressionDataModule and QuadraticError are tested in test_generated_tables.py.
 # DenseDataset, DenseTarget, DenseOptions, SyntheticScenes and MultiMNIST are tested through the modules above;

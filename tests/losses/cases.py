@@ -25,6 +25,7 @@ from lightning_mtl.losses import (
     SILog,
     SpanCrossEntropy,
     SquaredError,
+    TokenCrossEntropy,
 )
 
 Reduction = Literal["mean", "none"]
@@ -238,6 +239,18 @@ CASES = [
         wrong_label=torch.inf,
         perfect=lambda t: t.double().nan_to_num(neginf=3.0),
     ),
+    *(
+        LossCase(
+            f"token-cross-entropy-{average}-{gamma}",
+            lambda r, average=average, gamma=gamma: TokenCrossEntropy(average, gamma, reduction=r),
+            lambda n: (torch.randn(n, 3, 4).double(), classes(4, n, 3, missing=-100)),
+            all_equal_to(-100),
+            wrong_label=4,
+            perfect=lambda t: 200 * torch.nn.functional.one_hot(t.clamp(min=0), 4).double(),
+        )
+        for average, gamma in (("tokens", 0.0), ("samples", 0.0), ("samples", 2.0))
+    ),
 ]
 
+# MultiTaskTokenLoss and TaskFocalLoss read batches of several tasks; they are tested in test_multi_task_token_loss.py.
 # LogPartitionPenalty wraps a loss, whose messages name that loss; it is tested in test_log_partition_penalty.py.

@@ -17,6 +17,7 @@ from lightning_mtl.tasks import (
     Depth,
     DetectionTask,
     Edges,
+    LanguageModeling,
     MulticlassClassification,
     MultilabelClassification,
     MultipleChoice,
@@ -205,6 +206,20 @@ CASES = [
         bad_label=3,
         perfect=lambda t: one_hot(t, 3),
         sample=TOKENS,
+    ),
+    *(
+        TaskCase(
+            f"LanguageModeling-{average}",
+            lambda average=average: LanguageModeling(average, vocab_size=6),
+            lambda n: holes(torch.randint(6, (n, TOKENS[0])), -100),
+            -100,
+            ("accuracy", "exact_match", "perplexity"),
+            (TOKENS[0],),
+            bad_label=6,
+            perfect=lambda t: one_hot(t, 6),
+            sample=TOKENS,
+        )
+        for average in ("tokens", "samples")
     ),
     TaskCase(
         "SpanQuestionAnswering",

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from lightning_mtl.functional.token_losses import check_token_shapes, spread, token_losses
+from lightning_mtl.functional.token_losses import check_token_shapes, token_losses
 
 
 class TokenTaskLoss(nn.Module, ABC):
@@ -63,7 +63,7 @@ class TokenTaskLoss(nn.Module, ABC):
         labelled = labels != self.ignore_index
         if loss_mask is not None:
             labelled = labelled & (loss_mask != 0)
-        losses = spread(token_losses(name, logits, labels, labelled), labelled)
+        losses = token_losses(name, logits, labels, labelled)
         counts = labelled.sum(dim=1)
         if counts.device.type == "cpu":
             self.dropped += int((counts == 0).sum())

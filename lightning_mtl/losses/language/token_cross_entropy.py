@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from torch import Tensor
 
-from lightning_mtl.functional.token_losses import check_token_shapes, spread, token_losses
+from lightning_mtl.functional.token_losses import check_token_shapes, token_losses
 from lightning_mtl.losses.base import LabelledLoss, Reduction
 
 Average = Literal["tokens", "samples"]
@@ -84,12 +85,12 @@ class TokenCrossEntropy(LabelledLoss):
     def units(self, prediction: Tensor, target: Tensor, labelled: Tensor) -> Tensor:
         """Return the loss of every token, or of every row."""
         tokens = target != self.ignore_index
-        values = token_losses(type(self).__name__, prediction, target, tokens)
+        values = token_losses(type(self).__name__, prediction, target, tokens, "target")
         if self.average == "tokens":
-            return spread(values, tokens)
+            return values
         count = tokens.sum(dim=1).clamp(min=1)
-        means = spread(values, tokens).sum(dim=1) / count
+        means = values.sum(dim=1) / count
         if self.gamma:
-            probability = spread((-values).exp(), tokens).sum(dim=1) / count
+            probability = torch.where(tokens, (-values).exp(), 0.0).sum(dim=1) / count
             means = (1 - probability).clamp(min=0) ** self.gamma * means
         return means

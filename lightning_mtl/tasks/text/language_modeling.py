@@ -24,10 +24,10 @@ class LanguageModeling(SupervisedTask):
         average: What the loss is the mean over: all labelled ``"tokens"``, or all ``"samples"`` of their own means.
         gamma: Focus of the loss on samples that are not learnt yet; 0 is plain cross entropy. Only with
             ``average="samples"``; see :class:`~lightning_mtl.losses.TokenCrossEntropy`.
-        vocab_size: Number of tokens, needed for a ``head`` that is to be built on features that are no logits; None
-            takes the number of channels.
+        vocab_size: Number of tokens; None takes the features as logits. Features with another number of channels get a
+            linear layer.
         ignore_index: Label of tokens that do not count.
-        head: A head, or a callable that builds one from the encoder's features; None gives the features on.
+        head: A head, or a callable that builds one from the encoder's features; None gives logits on.
         loss_weight: Constant factor of this task's loss.
 
     Shape:
@@ -35,7 +35,7 @@ class LanguageModeling(SupervisedTask):
         - target: ``(B, L)`` int64, the token after every input (shifted already), or ``ignore_index``.
 
     Raises:
-        ValueError: If an argument is out of range, or the features are no logits over ``vocab_size`` tokens.
+        ValueError: If an argument is out of range.
 
     Example:
         >>> import torch
@@ -72,10 +72,10 @@ class LanguageModeling(SupervisedTask):
         super().build_head(spec)
 
     def default_head(self, spec: FeatureSpec, out_channels: int) -> nn.Module:
-        """Return a head that gives the logits on."""
-        from lightning_mtl.nn import IdentityHead
+        """Return a head that gives logits on, or a linear layer where the features are none."""
+        from lightning_mtl.nn import IdentityHead, TokenHead
 
-        return IdentityHead(spec, out_channels)
+        return (IdentityHead if spec.channels[0] == out_channels else TokenHead)(spec, out_channels)
 
     def update_metrics(self, prediction: Tensor, target: Tensor) -> None:
         """Add a batch to ``metrics``, which read the logits."""
