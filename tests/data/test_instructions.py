@@ -383,3 +383,25 @@ def test_errors_of_string_tasks() -> None:
         StringTasksDataModule(length=1)
     with pytest.raises(ValueError, match="num_val must be at least 1, got 0"):
         StringTasksDataModule(num_val=0)
+
+
+@pytest.mark.parametrize("model", ["causal", "seq2seq"])
+def test_files_without_answers_are_read_for_prediction(model: Any, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"Input": "asthma"}\n{"Input": "gout again"}\n')
+    data = InstructionMixtureDataModule(
+        {"a": TaskFiles(test=str(tmp_path / "a.jsonl"))},
+        mode="none",
+        model=model,
+        tokenizer=tokenizer(),
+        decoder_start="bos",
+        cache=False,
+        num_workers=0,
+    )
+    data.setup("predict")
+    ((inputs, targets),) = list(data.predict_dataloader())
+    assert (targets["a"] == -100).all()
+    if model == "causal":
+        assert inputs["prompt_length"].tolist() == [2, 3]
+        assert targets["a"].shape == inputs["input_ids"].shape
+    else:
+        assert inputs["decoder_input_ids"].tolist() == [[1], [1]]

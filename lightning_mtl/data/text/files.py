@@ -193,7 +193,10 @@ def _read_jsonl(owner: str, path: Path) -> Table:
             ) from error
         if not isinstance(row, dict):
             raise DataFileError.of(
-                owner, f"{path}:{number}", f"every line must be a JSON object, got {row!r}", "correct the line"
+                owner,
+                f"{path}:{number}",
+                f"every line must be a JSON object, got {type(row).__name__}",
+                "correct the line",
             )
         numbers.append(number)
         rows.append(row)
