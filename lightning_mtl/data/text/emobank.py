@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 from lightning.pytorch.utilities import rank_zero_info
 from typing_extensions import Unpack
@@ -91,6 +91,7 @@ class EmoBankDataModule(TextDataModule):
         self.drop_all_ones = drop_all_ones
         self.without_text: dict[str, int] = {}
         """Perspective -> number of ratings of sentences whose text is not there; known when they have been read."""
+        self._tables: dict[str, Any] = {}
 
     def forms(self) -> Mapping[str, Form]:
         """Return the form that the ratings take, and the genres."""
@@ -134,6 +135,11 @@ class EmoBankDataModule(TextDataModule):
             ids=[sentence.id for sentence, _ in rows],
         )
 
+    def setup(self, stage: str | None = None) -> None:
+        """Build the data sets that ``stage`` needs and that are not there yet."""
+        super().setup(stage)
+        self._tables.clear()
+
     # ------------------------------------------------------------------ files
     def _path(self, file: str) -> Path:
         name = type(self).__name__
@@ -144,7 +150,9 @@ class EmoBankDataModule(TextDataModule):
         return folder / file
 
     def _table(self, file: str, parse: Callable[[str, Path], _Table]) -> _Table:
-        return parse(type(self).__name__, self._path(file))
+        if file not in self._tables:  # splits share the files
+            self._tables[file] = parse(type(self).__name__, self._path(file))
+        return cast(_Table, self._tables[file])
 
     def _given(self, known: set[str]) -> dict[str, dict[str, Any]]:
         """Return perspective -> id -> what its file says, for the perspectives that are needed."""
