@@ -40,7 +40,8 @@ class DynamicPruning(Callback):
             larger than the warm-up.
 
     Note:
-        The warm-up is not in the paper, whose runs are long enough to recover from the first, random masks. Predictors
+        The warm-up is not in the paper, whose runs are long enough to recover from the first, random masks; it matters
+        with ``normalize="softmax"``, see the page of the method. Predictors
         that have stopped keep ``requires_grad``, as DDP waits for every parameter that it has seen at the start; their
         gradients are zero and are dropped before the optimizer's step, so neither momentum nor decay moves them.
 

@@ -415,7 +415,9 @@ class ControllableModule(MultiTaskModule):
             encoder = self.slimmable_encoder.export()
             tasks = {}
             for name, task in self.tasks.items():
-                tasks[name] = cast(Task, copy.deepcopy(task))
+                # the head is replaced; what builds one may hold the whole command line, with its running Trainer
+                kept = {id(part): part for part in (task.head, cast(Task, task)._make_head)}
+                tasks[name] = cast(Task, copy.deepcopy(task, kept))
                 tasks[name].head = self.decoder(name).export()
         return MultiTaskModule(encoder, tasks).train(self.training)
 

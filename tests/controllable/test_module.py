@@ -15,7 +15,7 @@ from lightning_mtl import MultiTaskModule
 from lightning_mtl.balancers import FAMO, PCGrad
 from lightning_mtl.controllable import ControllableModule, WidthConfig
 from lightning_mtl.data import TwoGlyphDataModule
-from lightning_mtl.nn import MLPEncoder, SlimmableConvHead, SlimmableMLP, SlimmableMLPHead, SlimmableResNet
+from lightning_mtl.nn import FeatureSpec, MLPEncoder, SlimmableConvHead, SlimmableMLP, SlimmableMLPHead, SlimmableResNet
 from lightning_mtl.tasks import Depth, MulticlassClassification, Regression
 
 Mode = Literal["slice", "gram", "logits"]
@@ -243,3 +243,21 @@ def test_evaluate_leaves_frozen_parts_asleep() -> None:
     module.evaluate(WidthConfig(0.25, {}), [images()])
     assert module.training
     assert not any(part.training for part in frozen)
+
+
+class Factory:
+    """Builds heads, and cannot be copied, as those of the command line that hold a running Trainer."""
+
+    def __init__(self) -> None:
+        self.running = (number for number in range(3))
+
+    def __call__(self, spec: FeatureSpec, out_channels: int) -> SlimmableMLPHead:
+        return SlimmableMLPHead(spec, out_channels)
+
+
+def test_export_does_not_copy_what_builds_the_heads() -> None:
+    module = ControllableModule(SlimmableMLP(6, [32]), {"size": Regression(head=Factory())})
+    plain = module.export(module.full)
+    inputs = torch.randn(2, 6)
+    torch.testing.assert_close(plain(inputs), module(inputs))
+    assert plain.tasks["size"].head is not module.tasks["size"].head
