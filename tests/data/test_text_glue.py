@@ -4,13 +4,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
+from lightning_mtl import MultiTaskModule
 from lightning_mtl.data import DataFileError, DatasetNotFoundError
 from lightning_mtl.data.text import GLUEDataModule, SymbolTokenizer
 from lightning_mtl.data.text.glue import GLUE_TASKS
+from lightning_mtl.nn import TextTransformer
+from lightning_mtl.tasks import TextClassification, TextRegression
 from tests.data.glue_trees import WORDS, write_glue
 
 # Columns of the texts and of the label, and the names of the classes in the order of their ids: the archive's files,
@@ -196,6 +200,29 @@ def test_a_submission_keeps_every_prediction_with_its_row(tmp_path: Path) -> Non
     source = (tmp_path / "glue" / "SST-2" / "test.tsv").read_text().splitlines()[1:]
     expected = [f"{line.split(chr(9))[0]}\t{1 - len(line.split(chr(9))[1].split()) % 2}" for line in source]
     assert path.read_text().splitlines()[1:] == expected
+
+
+def test_a_trained_module_validates_and_writes_its_submission(tmp_path: Path) -> None:
+    data = make(write_glue(tmp_path / "glue"), tokenizer=None, cache=True, cache_dir=str(tmp_path / "cache"))
+    tasks: dict[str, Any] = {task: TextClassification(3 if task == "mnli" else 2) for task in data.tasks}
+    tasks["stsb"] = TextRegression()
+    module = MultiTaskModule(TextTransformer(data.tokenizer.vocab_size, dim=8, depth=1, num_heads=2), tasks)
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_epochs=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module, datamodule=data)
+    assert {f"val/{task}/loss" for task in data.tasks} <= set(trainer.callback_metrics)
+    written = data.write_submission(trainer.predict(module, datamodule=data), tmp_path / "out")
+    known = {"CoLA": {"0", "1"}, "AX": {"entailment", "neutral", "contradiction"}}
+    for path in written:
+        labels = {line.split("\t")[1] for line in path.read_text().splitlines()[1:]}
+        assert labels <= known.get(path.stem, labels)
+    assert len(written) == 11
 
 
 @pytest.mark.parametrize(
