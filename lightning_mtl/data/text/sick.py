@@ -46,7 +46,7 @@ class SICKDataModule(TextDataModule):
         ValueError: If a task is unknown.
 
     Note:
-        30 of the training pairs occur twice, with labels that may differ; 49 of the training pairs are also among the
+        27 of the training pairs occur two or three times, 22 of them with labels that differ; 49 are also among the
         test pairs and 3 among the trial pairs. All are kept, as they are in published results.
 
     References:
