@@ -188,6 +188,16 @@ def test_tasks_can_be_drawn_by_other_ratios(tmp_path: Path) -> None:
     assert data.task_ratios == pytest.approx({"long": 0.1, "short": 0.9})
 
 
+def test_a_share_of_a_tasks_rows_can_keep_its_labels(tmp_path: Path) -> None:
+    data = make(two_tasks(tmp_path / "x"), label_fraction={"long": 1 / 3}, drop_last=False)
+    data.setup("fit")
+    rows = dict.fromkeys(("long", "short"), 0)
+    for _, targets in data.train_dataloader():
+        for task, target in targets.items():
+            rows[task] += int((target != -100).any(1).sum())
+    assert rows == {"long": 3, "short": 6}
+
+
 BAD = [
     ("{", r"must be JSON"),
     ("[1]", r"must be a JSON object"),

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, cast, overload
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from torch import Generator
 from torch.utils.data import Dataset
 from typing_extensions import Unpack
 
-from lightning_mtl.data.base import LoaderOptions, MultiTaskDataModule, Sample, Split, resolve_root
+from lightning_mtl.data.base import LoaderOptions, MultiTaskDataModule, Sample, Split, labelled_rows, resolve_root
 from lightning_mtl.data.errors import DataFileError, DatasetNotFoundError, EmptySplitError
 from lightning_mtl.data.loader import ResumableDataLoader
 from lightning_mtl.data.samplers import TaskSampler, TaskSampling, mix_seed
@@ -268,6 +269,17 @@ class InstructionDataModule(MultiTaskDataModule):
                 trained=sum(int((row.labels != -100).sum()) for row in rows[task]),
             )
         return InstructionDataset(rows, interleaved=split != "train")
+
+    def partly_labelled(self, dataset: Dataset[Sample]) -> Dataset[Sample]:
+        """Return the training rows with the labels that ``label_fraction`` leaves, a share of each task's own."""
+        rows = dict(cast(InstructionDataset, dataset).rows)
+        for task, share in self.label_fraction.items():
+            kept = labelled_rows(task, len(rows[task]), share, self.seed).tolist()
+            rows[task] = [
+                row if keep else dataclasses.replace(row, labels=np.full_like(row.labels, -100))
+                for row, keep in zip(rows[task], kept, strict=True)
+            ]
+        return InstructionDataset(rows)
 
     def _part(self, samples: list[EncodedSample], split: Split) -> list[EncodedSample]:
         order = torch.randperm(len(samples), generator=Generator().manual_seed(mix_seed(self.seed))).tolist()
