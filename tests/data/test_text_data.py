@@ -318,6 +318,13 @@ def test_a_mixed_batch_carries_ignored_labels_for_the_rows_of_other_tasks() -> N
     assert data.task_ratios == {"long": 0.5, "short": 0.5}
 
 
+def test_a_sample_alone_is_a_batch_of_one() -> None:
+    data = two_tasks()
+    data.setup("fit")
+    inputs, targets = data.collator()(data.datasets["train"][0])
+    assert inputs["input_ids"].shape[0] == len(targets["long"]) == 1
+
+
 def test_tasks_of_different_inputs_stand_apart_in_a_mixed_batch() -> None:
     choices = [(("red",), ("dog",))] * 8
     records = {

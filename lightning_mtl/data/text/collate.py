@@ -54,13 +54,16 @@ class TextCollate:
         self.multiple = pad_to_multiple_of
         self.by_task = by_task
 
-    def __call__(self, samples: list[Sample]) -> Any:
+    def __call__(self, samples: list[Sample] | Sample) -> Any:
         """Return ``(inputs, {task: target})``.
+
+        A sample alone is a batch of one: with ``overfit_batches`` Lightning puts a sampler of single samples in place.
 
         Rows of different tasks whose inputs have the same form are joined in one, and carry the ignore value for the
         tasks of the others; with different forms of input, or ``by_task``, it is
         ``{task: (inputs, {task: target})}``.
         """
+        samples = samples if isinstance(samples, list) else [samples]
         groups: dict[str, list[int]] = {}
         for number, (_, targets) in enumerate(samples):
             groups.setdefault(next(iter(targets)), []).append(number)
