@@ -140,7 +140,8 @@ def test_every_public_metric_has_a_case() -> None:
     boxes = {"BoxAveragePrecision"}  # several values of lists of boxes: tested in test_detection.py
     texts = {"EntityF1", "ExactMatch", "RougeL", "TokenF1"}  # of strings: tested in test_text_scores.py
     pairs = {"PairMRR", "PairRecall"}  # of vectors: tested in test_text_metrics.py
-    assert covered == classes - {ExactMetric.__name__, TaskMetrics.__name__} - boxes - texts - pairs
+    tokens = {"SequenceExactMatch", "TokenAccuracy", "TokenPerplexity"}  # of logits: tested in test_language.py
+    assert covered == classes - {ExactMetric.__name__, TaskMetrics.__name__} - boxes - texts - pairs - tokens
 
 
 def test_two_processes_give_the_value_of_all_their_data(tmp_path: Path) -> None:
