@@ -15,6 +15,8 @@ def _trainable(name: str) -> bool:
         return False
     if getattr(cls, "needs_rotated_features", False):  # tested in tests/balancers/test_rotograd.py
         return False
+    if cls.needs_validation_losses:  # tested in tests/callbacks/test_validation_losses.py
+        return False
     parameters = list(inspect.signature(cls.__init__).parameters.values())[1:]
     return all(p.default is not p.empty or p.kind is p.VAR_KEYWORD for p in parameters)
 
