@@ -338,6 +338,8 @@ class DetectionCase:
     """Whether the loss of two joined batches is the mean over their images."""
 
 
+# TextToText, whose default head has no parameters and whose metrics read strings: test_text_to_text.py.
+
 FCOS_HEAD = functools.partial(FCOSHead, pyramid_channels=32, extra_levels=0, num_convs=1)
 RETINANET_HEAD = functools.partial(RetinaNetHead, pyramid_channels=8, extra_levels=0, anchor_scale=2.0)
 FASTER_RCNN_HEAD = functools.partial(  # of FasterRCNN, whose first stage alone runs in forward: test_faster_rcnn.py
