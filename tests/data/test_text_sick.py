@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from lightning_mtl.data import DatasetNotFoundError
+from lightning_mtl.data.base import Split
 from lightning_mtl.data.errors import DataFileError
 from lightning_mtl.data.text import SICKDataModule, SymbolTokenizer
 from tests.data.benchmark_trees import WORDS, write_sick
@@ -56,7 +57,7 @@ def test_one_task_alone_gives_the_same_rows(task: str, tmp_path: Path) -> None:
 
 def test_the_files_of_the_task_read_to_the_end() -> None:
     data = build(real())
-    sizes = {"train": 4500, "val": 500, "test": 4927}  # SemEval-2014 task 1, Table 2
+    sizes: dict[Split, int] = {"train": 4500, "val": 500, "test": 4927}  # SemEval-2014 task 1, Table 2
     classes = {"train": (1299, 2536, 665), "val": (144, 282, 74), "test": (1414, 2793, 720)}
     for split, size in sizes.items():
         records = data.read("sick", split)
