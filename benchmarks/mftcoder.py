@@ -28,7 +28,7 @@ from lightning_mtl.balancers import FAMO, Balancer, CoBa, EqualWeighting, LabelP
 from lightning_mtl.callbacks import ValidationLosses
 from lightning_mtl.data import DigitTasksDataModule
 from lightning_mtl.nn import CausalLanguageModel
-from lightning_mtl.tasks import LanguageModeling
+from lightning_mtl.tasks import LanguageModeling, Task
 
 LOSSES = ("case1", "case2", "case3", "case4", "focal", "famo", "famo-val", "coba")
 
@@ -67,7 +67,7 @@ def run(loss: str, seed: int, steps: int, interval: int, init: str) -> dict[str,
     model = CausalLanguageModel(14, dim=32, depth=1, num_heads=4, mlp_ratio=3.0, positions="learned", max_length=16)
     if init == "pytorch":
         pytorch_defaults(model)
-    tasks = {name: LanguageModeling(**options) for name in DigitTasksDataModule.tasks}
+    tasks: dict[str, Task] = {name: LanguageModeling(**options) for name in DigitTasksDataModule.tasks}
     module = MultiTaskModule(model, tasks, balancer, optimizer=functools.partial(torch.optim.Adam, lr=2e-3))
     data = DigitTasksDataModule(num_train=32 * steps, num_val=64, seed=seed)
     trainer = pl.Trainer(
