@@ -146,8 +146,8 @@ def test_other_modules_are_told_what_is_missing() -> None:
         def training_step(self, batch: Any, batch_idx: int) -> None:
             return None
 
-        def configure_optimizers(self) -> None:
-            return None
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
 
     trainer = make_trainer(callbacks=[ValidationLosses()])
     with pytest.raises(MisconfigurationException, match="Other must have a Balancer as its attribute balancer"):
