@@ -44,21 +44,23 @@ def golden_ratios() -> Tensor:
     return torch.tensor(GOLDEN["CoBa"]["inputs"]["normalised_valid_loss_history"], dtype=torch.float64).T
 
 
-def test_coba_gives_the_golden_weights_until_its_history_is_full() -> None:
-    """From then on the reference cuts its history of slopes by a step number, an index mismatch."""
+@pytest.mark.parametrize("remember", ["authors", "history"])
+def test_coba_gives_the_golden_weights(remember: Any) -> None:
+    """They are those of the authors' code, which a history of equal length for everything follows until it is full."""
     args = GOLDEN["CoBa"]["args"]
-    balancer = CoBa(NAMES, args["warmup_steps"], args["history_length"], args["tau"], min_weight=args["min_weight"])
+    options = {"tau": args["tau"], "min_weight": args["min_weight"], "remember": remember}
+    balancer = CoBa(NAMES, args["warmup_steps"], args["history_length"], **options)
     expected = {case["step"]: case["weights"] for case in GOLDEN["CoBa"]["expected"]["weights_by_step"]}
     first = torch.tensor([3.0, 0.5, 7.0], dtype=torch.float64)  # the golden history is divided by its first losses
     balancer.observe_validation(named(first))
-    compared = 0
+    equal = []
     for step, ratios in enumerate(golden_ratios(), start=1):
         found = weights(balancer)
-        if step <= args["history_length"]:
-            assert found == pytest.approx(expected.get(step, [1 / 3] * 3), rel=1e-6)
-            compared += step in expected
+        if found == pytest.approx(expected.get(step, [1 / 3] * 3), rel=1e-6):
+            equal.append(step)
         balancer.observe_validation(named(ratios * first))
-    assert compared == 4
+    last = max(expected) if remember == "authors" else args["history_length"]
+    assert equal == list(range(1, last + 1))
 
 
 def test_slopes_are_those_of_a_polynomial_fit() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -35,7 +35,7 @@ def convergence_weights(
 
     Args:
         task_slopes: Slopes of the tasks' validation losses, ``(n, K)``, oldest first.
-        max_slopes: Slopes of the largest loss, ``(n,)``.
+        max_slopes: Slopes of the largest loss, ``(m,)``, oldest first.
         tau: Sharpness :math:`\tau` of the divergence factor.
         min_weight: Least weight; None is :math:`1 / (10 K)`.
         clip_df: Whether the divergence factor is at most 1.
@@ -48,11 +48,11 @@ def convergence_weights(
         tensor([0.5000, 0.5000], dtype=torch.float64)
     """
     task_slopes, max_slopes = task_slopes.double(), max_slopes.double()
-    count, tasks = task_slopes.shape
+    (count, tasks), max_count = task_slopes.shape, len(max_slopes)
     last = task_slopes[-1]
     relative = torch.softmax(tasks * _over(last, last.abs().sum()), dim=0)
     absolute = torch.softmax(-count * _over(last, task_slopes.abs().sum(dim=0)), dim=0)
-    factor = count * torch.softmax(-tau * count * _over(max_slopes, max_slopes.abs().sum()), dim=0)[-1]
+    factor = max_count * torch.softmax(-tau * max_count * _over(max_slopes, max_slopes.abs().sum()), dim=0)[-1]
     if clip_df:
         factor = factor.clamp(max=1.0)
     weights = torch.softmax(tasks * (factor * relative + (1 - factor) * absolute), dim=0)
@@ -69,31 +69,34 @@ class CoBa(LossWeighting):
     r"""Slow down tasks that converge first and tasks that begin to diverge, by validation losses (Gong et al., 2024).
 
     With the least-squares slope :math:`\alpha_i(t)` of task i's last validation losses, each divided by its first, and
-    :math:`\alpha_{\max}(t)` that of the largest of them; K tasks, n stored slopes:
+    :math:`\alpha_{\max}(t)` that of the largest of them; K tasks, n and m remembered slopes of the two:
 
     .. math::
         \mathrm{RCS}_i &= \mathrm{softmax}_i \Big(K \frac{\alpha_i(t)}{\sum_j |\alpha_j(t)|}\Big), \qquad
         \mathrm{ACS}_i = \mathrm{softmax}_i \Big(-n \frac{\alpha_i(t)}{\sum_s |\alpha_i(s)|}\Big) \\
-        \mathrm{DF} &= n \, \mathrm{softmax}_s
-            \Big(-\tau n \frac{\alpha_{\max}(s)}{\sum_u |\alpha_{\max}(u)|}\Big)_t, \\
+        \mathrm{DF} &= m \, \mathrm{softmax}_s
+            \Big(-\tau m \frac{\alpha_{\max}(s)}{\sum_u |\alpha_{\max}(u)|}\Big)_t, \\
         w &= \mathrm{softmax}_i \big(K (\mathrm{DF} \cdot \mathrm{RCS}_i + (1 - \mathrm{DF}) \, \mathrm{ACS}_i)\big)
 
-    and, if some weight is below the least one m, :math:`w \leftarrow w (1 - mK) + m` for all. While all tasks converge
+    and, if some weight is below the least one b, :math:`w \leftarrow w (1 - bK) + b` for all. While all tasks converge
     (DF large) the slower ones gain; when the worst begins to diverge, the weights go by each task's own history.
 
     The validation losses are given to :meth:`observe_validation` every ``update_interval`` optimizer steps:
     ``MultiTaskModule`` needs the callback :class:`~lightning_mtl.callbacks.ValidationLosses` for it. Weights are equal
-    until ``warmup_steps``. State: the first losses, the last ``history`` ratios and slopes, all in float64 and in
+    until ``warmup_steps``. State: the first losses, the last ``history`` ratios, and the slopes, all in float64 and in
     checkpoints. A task that is absent from a call takes no part, the weights of the others are scaled to sum 1.
 
     Args:
         tasks: Task names; None binds them at the first call.
         warmup_steps: Optimizer steps with equal weights.
-        history: Observations that slopes are fitted to, and slopes that are remembered; at least 2.
+        history: Observations that slopes are fitted to; at least 2.
         tau: Sharpness :math:`\tau` of the divergence factor.
         update_interval: Optimizer steps between two observations.
-        min_weight: Least weight m, in [0, 1/K); None is :math:`1/(10K)`.
+        min_weight: Least weight b, in [0, 1/K); None is :math:`1/(10K)`.
         clip_df: Whether DF is at most 1, as in the paper; the authors' code does not clip it.
+        remember: Which slopes count once more than ``history`` steps were made. ``"authors"``: as in the authors' code,
+            the last ``history - warmup_steps + 1`` of the tasks and all of the largest loss. ``"history"``: the last
+            ``history`` of both. Until then the two agree.
 
     Shape:
         - losses: ``(K,)``; returns weights ``(K,)`` that sum to 1.
@@ -103,9 +106,8 @@ class CoBa(LossWeighting):
             warm-up is over and no validation loss was ever given.
 
     Note:
-        The defaults are those of the authors' code. Once ``history`` steps are reached, that code cuts the history of
-        slopes by a step number, which is not an index into it; here the last ``history`` slopes are kept. Until then
-        the two agree.
+        The defaults are those of the authors' code. It cuts the slopes of the tasks by a step number, as if there were
+        slopes from the first step on, and does not cut those of the largest loss.
 
     Example:
         >>> import torch
@@ -134,6 +136,7 @@ class CoBa(LossWeighting):
         update_interval: int = 1,
         min_weight: float | None = None,
         clip_df: bool = False,
+        remember: Literal["authors", "history"] = "authors",
     ) -> None:
         super().__init__()
         if warmup_steps < 0:
@@ -144,12 +147,15 @@ class CoBa(LossWeighting):
             raise ValueError(f"CoBa: tau must be positive, got {tau}.")
         if update_interval < 1:
             raise ValueError(f"CoBa: update_interval must be at least 1, got {update_interval}.")
+        if remember not in ("authors", "history"):
+            raise ValueError(f"CoBa: remember must be 'authors' or 'history', got {remember!r}.")
         self.warmup_steps = warmup_steps
         self.history = history
         self.tau = tau
         self.update_interval = update_interval
         self.min_weight = min_weight
         self.clip_df = clip_df
+        self.remember = remember
         self._forget()
         self.bind(tasks)
 
@@ -210,7 +216,11 @@ class CoBa(LossWeighting):
         found = slopes(torch.cat((ratios, ratios.amax(dim=1, keepdim=True)), dim=1)).tolist()
         self._slopes.append(found[:-1])
         self._max_slopes.append(found[-1])
-        del self._slopes[: -self.history], self._max_slopes[: -self.history]
+        if self.remember == "history":
+            del self._slopes[: -self.history], self._max_slopes[: -self.history]
+        else:
+            first = max(math.ceil(self.warmup_steps / self.update_interval), 3)  # the observation with the first slope
+            del self._slopes[: -max(self.history - first + 1, 1)]
 
     def compute_weights(self, losses: Tensor, rows: list[int]) -> Tensor:
         """Return the weights that follow from the history."""
