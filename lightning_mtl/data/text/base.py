@@ -5,37 +5,31 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
-import numpy as np
-import torch
-from lightning.pytorch.utilities import rank_zero_warn
-from torch import Generator
 from torch.utils.data import Dataset
 from typing_extensions import Unpack
 
-from lightning_mtl.data.base import _SPLITS_OF_STAGE, LoaderOptions, MultiTaskDataModule, Sample, Split, labelled_rows
+from lightning_mtl.data.base import _SPLITS_OF_STAGE, LoaderOptions, Sample, Split, labelled_rows
 from lightning_mtl.data.errors import DataFileError, EmptySplitError
 from lightning_mtl.data.loader import ResumableDataLoader
 from lightning_mtl.data.samplers import (
     ProportionalSampling,
-    SampleIndex,
     SequentialTaskSampler,
     TaskSampler,
     TaskSampling,
-    mix_seed,
 )
-from lightning_mtl.data.text.cache import Tokens, cache_folder, read_tokens, records_key, write_tokens
+from lightning_mtl.data.text.by_length import ByLength
+from lightning_mtl.data.text.cache import Tokens, cache_folder, kept_tokens, records_key
 from lightning_mtl.data.text.collate import TextCollate
 from lightning_mtl.data.text.dataset import TextDataset, TextSource
 from lightning_mtl.data.text.encoding import Encoding, Truncation
 from lightning_mtl.data.text.records import Classes, Form, Generation, Tags, TextRecords
-from lightning_mtl.data.text.symbols import find_tokenizer
+from lightning_mtl.data.text.tokenized import TokenizedDataModule
 from lightning_mtl.data.text.tokenizers import (
     TokenizerLike,
     TokenizerTraining,
-    check_vocabulary,
     fingerprint,
     trained_tokenizer,
 )
@@ -77,22 +71,7 @@ class TextOptions(LoaderOptions, total=False):
     val_fraction: float
 
 
-class _ByLength(SequentialTaskSampler):
-    """Every row once, one task after the other, the rows of each sorted by length so that batches are even."""
-
-    def __init__(self, sizes: Mapping[str, Sequence[int]], **options: Any) -> None:
-        super().__init__({name: len(rows) for name, rows in sizes.items()}, **options)
-        orders = [np.argsort(np.asarray(rows), kind="stable") for rows in sizes.values()]
-        self._order = np.concatenate(
-            [order + offset for order, offset in zip(orders, self.offsets, strict=True)]
-        ).tolist()
-
-    def __iter__(self) -> Iterator[list[SampleIndex]]:
-        for batch in super().__iter__():
-            yield [SampleIndex(self._order[index], mix_seed(self.seed, self._order[index])) for index in batch]
-
-
-class TextDataModule(MultiTaskDataModule):
+class TextDataModule(TokenizedDataModule):
     """Text of several tasks: tokenized once, kept on disk, sampled by task, batched by length.
 
     Subclasses implement :meth:`forms` and :meth:`read`; where several tasks are asked about the same rows, also
@@ -133,7 +112,8 @@ class TextDataModule(MultiTaskDataModule):
         steps_per_epoch, bucket_batches = options.pop("steps_per_epoch", None), options.pop("bucket_batches", 50)
         val_fraction, batches_per_draw = options.pop("val_fraction", 0.1), options.pop("batches_per_draw", 1)
         options.setdefault("batch_size", 32)
-        super().__init__(**cast(LoaderOptions, options))
+        tokenizer = TokenizerTraining() if tokenizer is None else tokenizer
+        super().__init__(tokenizer, val_fraction, **cast(LoaderOptions, options))
         name = type(self).__name__
         choices = ("longest_first", "only_first", "only_second", "error")
         if truncation not in choices:
@@ -141,8 +121,6 @@ class TextDataModule(MultiTaskDataModule):
         for argument, value, least in (("max_length", max_length, 4), ("pad_to_multiple_of", multiple, 1)):
             if value < least:
                 raise ValueError(f"{name}: {argument} must be at least {least}, got {value}.")
-        if not 0 < val_fraction < 1:
-            raise ValueError(f"{name}: val_fraction must be between 0 and 1, got {val_fraction}.")
         self.max_length = max_length
         self.truncation: Truncation = truncation
         self.pad_to_multiple_of = multiple
@@ -152,9 +130,6 @@ class TextDataModule(MultiTaskDataModule):
         self.steps_per_epoch = steps_per_epoch
         self.batches_per_draw = batches_per_draw
         self.bucket_batches = bucket_batches
-        self.val_fraction = val_fraction
-        self._tokenizer_argument = TokenizerTraining() if tokenizer is None else tokenizer
-        self._tokenizer: Any = None
         self._read: dict[tuple[str, Split], list[TextRecords]] = {}
         self._made: dict[str, Tokens] = {}
 
@@ -191,13 +166,6 @@ class TextDataModule(MultiTaskDataModule):
         return {task: len(names) for task, names in self.class_names.items()}
 
     @property
-    def tokenizer(self) -> Any:
-        """The tokenizer; it is loaded, or trained, when it is first asked for."""
-        if self._tokenizer is None:
-            self._tokenizer = self._make_tokenizer()
-        return self._tokenizer
-
-    @property
     def task_ratios(self) -> dict[str, float]:
         """Source -> probability that a training step (a row, when mixed) is of it, now.
 
@@ -224,9 +192,7 @@ class TextDataModule(MultiTaskDataModule):
                 f"must hold at least two rows to set some aside for validation, got {len(records)}",
                 "give validation rows of their own",
             )
-        order = torch.randperm(len(records), generator=Generator().manual_seed(mix_seed(self.seed))).tolist()
-        count = min(max(1, round(self.val_fraction * len(records))), len(records) - 1)
-        return records.take(sorted(order[count:] if split == "train" else order[:count]))
+        return records.take(self._held_out(len(records), split))
 
     # ------------------------------------------------------------------ tokens
     def encoding(self) -> Encoding:
@@ -250,7 +216,6 @@ class TextDataModule(MultiTaskDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Load the tokenizer and the tokens of the splits that ``stage`` needs."""
-        check_vocabulary(self, self.tokenizer)
         super().setup(stage)
         self._read.clear()
         self._made.clear()
@@ -315,32 +280,16 @@ class TextDataModule(MultiTaskDataModule):
         key = records_key(records, settings)
         if key not in self._made:
             path = self.cache_dir / "tokens" / f"{key}.arrow"
-            self._made[key] = self._from_disk(path) or self._onto_disk(path, encoding.encode(records, own))
+            self._made[key] = kept_tokens(type(self).__name__, path, lambda: encoding.encode(records, own))
         return self._made[key]
-
-    def _from_disk(self, path: Any) -> Tokens | None:
-        if not path.is_file():
-            return None
-        try:
-            return read_tokens(path)
-        except (OSError, ValueError) as error:
-            rank_zero_warn(f"{type(self).__name__}: '{path}' cannot be read and is made anew: {error}")
-            return None
-
-    @staticmethod
-    def _onto_disk(path: Any, tokens: Tokens) -> Tokens:
-        write_tokens(path, tokens)
-        return read_tokens(path)
 
     # ------------------------------------------------------------------ tokenizer
     def _make_tokenizer(self) -> Any:
-        name, given = type(self).__name__, self._tokenizer_argument
-        if isinstance(given, str):
-            tokenizer = find_tokenizer(name, given)
-        elif isinstance(given, TokenizerTraining):
-            tokenizer = trained_tokenizer(name, given, self._training_texts(), self.cache_dir)
+        given = self._tokenizer_argument
+        if isinstance(given, TokenizerTraining):
+            tokenizer = trained_tokenizer(type(self).__name__, given, self._training_texts(), self.cache_dir)
         else:
-            tokenizer = given
+            tokenizer = super()._make_tokenizer()
         self._fingerprint = fingerprint(tokenizer)
         return tokenizer
 
@@ -360,17 +309,7 @@ class TextDataModule(MultiTaskDataModule):
             )
         return texts
 
-    @property
-    def pad_token_id(self) -> int:
-        """What batches are padded with: the tokenizer's padding, else its end token."""
-        for value in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id):
-            if value is not None:
-                return int(value)
-        raise ValueError(
-            f"{type(self).__name__}: tokenizer must have a padding token or an end token, "
-            f"{type(self.tokenizer).__name__} has neither; set tokenizer.pad_token and save it again."
-        )
-
+    # ------------------------------------------------------------------ predictions
     def in_file_order(self, predictions: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
         """Return task -> prediction of every row that ``predict`` reads, in the order of the files.
 
@@ -384,23 +323,7 @@ class TextDataModule(MultiTaskDataModule):
         name, dataset = type(self).__name__, self.datasets["predict"]
         if not isinstance(dataset, TextDataset):
             raise TypeError(f"{name}: the prediction data must be a TextDataset, got {type(dataset).__name__}.")
-        batches = list(self._evaluation_sampler(dataset))
-        if len(batches) != len(predictions):
-            raise ValueError(
-                f"{name}: predictions must be those of all {len(batches)} batches on one process, got "
-                f"{len(predictions)}; call trainer.predict(module, datamodule=data) with this data module."
-            )
-        found: dict[str, dict[int, Any]] = {}
-        for positions, outputs in zip(batches, predictions, strict=True):
-            for task in dataset.sources[dataset.place(positions[0])[0]].forms:
-                if task not in outputs or len(outputs[task]) != len(positions):
-                    raise ValueError(
-                        f"{name}: predictions of a batch must hold {len(positions)} rows of the task '{task}', got "
-                        f"{ {other: len(value) for other, value in outputs.items()} }."
-                    )
-                for position, value in zip(positions, outputs[task], strict=True):
-                    found.setdefault(task, {})[dataset.place(position)[1]] = value
-        return {task: [values[row] for row in sorted(values)] for task, values in found.items()}
+        return dataset.in_file_order(name, list(self._evaluation_sampler(dataset)), predictions)
 
     # ------------------------------------------------------------------ loaders
     def collate(self, samples: list[Sample]) -> Any:
@@ -417,16 +340,7 @@ class TextDataModule(MultiTaskDataModule):
         if not isinstance(dataset, TextDataset):
             return super().loader_over(dataset, train)
         sampler = self._training_sampler(dataset) if train else self._evaluation_sampler(dataset)
-        return ResumableDataLoader(
-            dataset,
-            batch_size=None,
-            sampler=sampler,
-            num_workers=self.num_workers,
-            collate_fn=self.collator(),
-            pin_memory=self.pin_memory,
-            persistent_workers=self.persistent_workers,
-            generator=Generator().manual_seed(self.seed),
-        )
+        return self._loader_of_batches(dataset, sampler, self.collator())
 
     def predict_dataloader(self) -> ResumableDataLoader:
         """Return the prediction loader.
@@ -438,9 +352,6 @@ class TextDataModule(MultiTaskDataModule):
         if len({form.inputs for form in self.forms().values()}) > 1 and isinstance(loader.dataset, TextDataset):
             loader.collate_fn = TextCollate(self.pad_token_id, self.forms(), self.pad_to_multiple_of, by_task=True)
         return loader
-
-    def _shards(self) -> dict[str, Any]:
-        return (None if self.trainer is None else self.trainer.distributed_sampler_kwargs) or {}
 
     def _training_sampler(self, dataset: TextDataset) -> TaskSampler:
         return TaskSampler(
@@ -457,4 +368,4 @@ class TextDataModule(MultiTaskDataModule):
         )
 
     def _evaluation_sampler(self, dataset: TextDataset) -> SequentialTaskSampler:
-        return _ByLength(cast(Any, dataset.sizes), batch_size=self.batch_size, seed=self.seed, **self._shards())
+        return ByLength(cast(Any, dataset.sizes), batch_size=self.batch_size, seed=self.seed, **self._shards())

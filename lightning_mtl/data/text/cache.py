@@ -6,12 +6,13 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import DTypeLike, NDArray
 
 from lightning_mtl.data.text.records import TextRecords
@@ -174,6 +175,23 @@ def read_tokens(path: Path) -> Tokens:
         else:
             columns[name] = array.to_numpy()
     return Tokens(columns, path)
+
+
+def kept_tokens(owner: str, path: Path, make: Callable[[], Tokens]) -> Tokens:
+    """Return the tokens in a file of the cache, which is made where it is absent or cannot be read.
+
+    Args:
+        owner: Name of the class that asks, for the warning.
+        path: The file.
+        make: Returns the tokens.
+    """
+    if path.is_file():
+        try:
+            return read_tokens(path)
+        except (OSError, ValueError) as error:
+            rank_zero_warn(f"{owner}: '{path}' cannot be read and is made anew: {error}")
+    write_tokens(path, make())
+    return read_tokens(path)
 
 
 def records_key(records: TextRecords, settings: Mapping[str, Any]) -> str:

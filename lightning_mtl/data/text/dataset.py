@@ -85,6 +85,36 @@ class TextDataset(Dataset[Sample]):
         number = bisect.bisect_right(self._starts, index) - 1
         return self._names[number], index - self._starts[number]
 
+    def in_file_order(
+        self, owner: str, batches: Sequence[Sequence[int]], predictions: Sequence[Mapping[str, Any]]
+    ) -> dict[str, list[Any]]:
+        """Return task -> prediction of every row, in the order of the files.
+
+        Args:
+            owner: Name of the class that asks, for errors.
+            batches: Positions of the rows of every batch that was predicted.
+            predictions: What was predicted for every batch, by task.
+
+        Raises:
+            ValueError: If there are not as many batches of predictions, or as many rows in one.
+        """
+        if len(batches) != len(predictions):
+            raise ValueError(
+                f"{owner}: predictions must be those of all {len(batches)} batches on one process, got "
+                f"{len(predictions)}; call trainer.predict(module, datamodule=data) with this data module."
+            )
+        found: dict[str, dict[int, Any]] = {}
+        for positions, outputs in zip(batches, predictions, strict=True):
+            for task in self.sources[self.place(positions[0])[0]].forms:
+                if task not in outputs or len(outputs[task]) != len(positions):
+                    raise ValueError(
+                        f"{owner}: predictions of a batch must hold {len(positions)} rows of the task '{task}', got "
+                        f"{ {other: len(value) for other, value in outputs.items()} }."
+                    )
+                for position, value in zip(positions, outputs[task], strict=True):
+                    found.setdefault(task, {})[self.place(position)[1]] = value
+        return {task: [values[row] for row in sorted(values)] for task, values in found.items()}
+
     def __len__(self) -> int:
         """Return the number of rows of all sources."""
         return int(self._starts[-1])

@@ -12,14 +12,13 @@ import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 from numpy.typing import NDArray
-from torch import Generator
 from torch.utils.data import Dataset
 from typing_extensions import Unpack
 
-from lightning_mtl.data.base import LoaderOptions, MultiTaskDataModule, Sample, Split, labelled_rows, resolve_root
+from lightning_mtl.data.base import LoaderOptions, Sample, Split, labelled_rows, resolve_root
 from lightning_mtl.data.errors import DataFileError, DatasetNotFoundError, EmptySplitError
 from lightning_mtl.data.loader import ResumableDataLoader
-from lightning_mtl.data.samplers import TaskSampler, TaskSampling, mix_seed
+from lightning_mtl.data.samplers import TaskSampler, TaskSampling
 from lightning_mtl.data.text.chat import (
     MARKERS,
     ROLES,
@@ -33,8 +32,8 @@ from lightning_mtl.data.text.chat import (
 )
 from lightning_mtl.data.text.collate import pad_rows
 from lightning_mtl.data.text.files import read_table
-from lightning_mtl.data.text.symbols import find_tokenizer
-from lightning_mtl.data.text.tokenizers import TokenizerLike, check_vocabulary
+from lightning_mtl.data.text.tokenized import TokenizedDataModule
+from lightning_mtl.data.text.tokenizers import TokenizerLike
 
 _LAYOUT = "It must hold one folder for each task with .jsonl files in it: <root>/<task>/*.jsonl."
 
@@ -95,7 +94,7 @@ class InstructionDataset(Dataset[Sample]):
         return inputs, {task: row.labels}
 
 
-class InstructionDataModule(MultiTaskDataModule):
+class InstructionDataModule(TokenizedDataModule):
     r"""Conversations of several tasks as token rows for a causal language model (MFTCoder, KDD 2024).
 
     Layout: ``<root>/<task>/*.jsonl``, the folder's name is the task's. Every line is an object
@@ -161,47 +160,33 @@ class InstructionDataModule(MultiTaskDataModule):
         steps_per_epoch: int | None = None,
         **options: Unpack[LoaderOptions],
     ) -> None:
-        super().__init__(**options)
         name = type(self).__name__
         if tokenizer is None:
             raise ValueError(f"{name}: tokenizer must be the folder of a tokenizer, or a tokenizer, got None.")
+        super().__init__(tokenizer, val_fraction, **options)
         if seq_length < 1:
             raise ValueError(f"{name}: seq_length must be positive, got {seq_length}.")
         if packing not in ("padding", "pack", "concat"):
             raise ValueError(f"{name}: packing must be 'padding', 'pack' or 'concat', got {packing!r}.")
         if tokenize_mode not in ("sft", "pretrain"):
             raise ValueError(f"{name}: tokenize_mode must be 'sft' or 'pretrain', got {tokenize_mode!r}.")
-        if not 0 < val_fraction < 1:
-            raise ValueError(f"{name}: val_fraction must be between 0 and 1, got {val_fraction}.")
         if markers is not None and set(markers) != set(ROLES):
             raise ValueError(f"{name}: markers must have one entry for each of {ROLES}, got {sorted(markers)}.")
         if steps_per_epoch is not None and sampling is None:
             raise ValueError(f"{name}: steps_per_epoch needs sampling; without it an epoch takes every row once.")
         self.root = root
-        self._tokenizer_argument = tokenizer
-        self._tokenizer: Any = None
         self._task_names = tuple(tasks or ())
         self.seq_length = seq_length
         self.packing: Packing = packing
         self.tokenize_mode: TokenizeMode = tokenize_mode
         self.dynamic_padding = dynamic_padding
-        self.val_fraction = val_fraction
         self.markers = MARKERS if markers is None else dict(markers)
         self.sampling = sampling
         self.steps_per_epoch = steps_per_epoch
         self.token_counts: dict[Split, dict[str, TokenCounts]] = {}
-        self._sampler: TaskSampler | None = None
         self._encoded: dict[str, list[EncodedSample]] = {}
 
     # ------------------------------------------------------------------ what it gives
-    @property
-    def tokenizer(self) -> Any:
-        """The tokenizer; it is loaded when it is first asked for."""
-        if self._tokenizer is None:
-            given = self._tokenizer_argument
-            self._tokenizer = find_tokenizer(type(self).__name__, given) if isinstance(given, str) else given
-        return self._tokenizer
-
     @property
     def tasks(self) -> tuple[str, ...]:
         """Names of the tasks."""
@@ -226,8 +211,8 @@ class InstructionDataModule(MultiTaskDataModule):
         Raises:
             RuntimeError: If the training data are not set up.
         """
-        if self._sampler is not None:
-            return dict(self._sampler.ratios)
+        if isinstance(self._stateful_sampler, TaskSampler):
+            return dict(self._stateful_sampler.ratios)
         if "train" not in self.token_counts:
             raise RuntimeError(f"{type(self).__name__}: the training split is not set up; call setup('fit') first.")
         rows = {task: count.rows for task, count in self.token_counts["train"].items()}
@@ -239,7 +224,6 @@ class InstructionDataModule(MultiTaskDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Tokenize the conversations of the splits that ``stage`` needs, and put them into rows."""
-        check_vocabulary(self, self.tokenizer)
         super().setup(stage)
         self._encoded.clear()
         for split, counts in self.token_counts.items():
@@ -282,9 +266,7 @@ class InstructionDataModule(MultiTaskDataModule):
         return InstructionDataset(rows)
 
     def _part(self, samples: list[EncodedSample], split: Split) -> list[EncodedSample]:
-        order = torch.randperm(len(samples), generator=Generator().manual_seed(mix_seed(self.seed))).tolist()
-        held = min(max(1, round(self.val_fraction * len(samples))), len(samples) - 1)
-        return [samples[index] for index in sorted(order[held:] if split == "train" else order[:held])]
+        return [samples[index] for index in self._held_out(len(samples), split)]
 
     def _samples(self, task: str) -> list[EncodedSample]:
         """Return all samples of a task, tokenized."""
@@ -329,9 +311,7 @@ class InstructionDataModule(MultiTaskDataModule):
         if self.dynamic_padding:
             trained = [np.flatnonzero(row != -100) for _, row in labels]
             width = max([1, *(int(places[-1]) + 1 for places in trained if len(places))])
-        pad = self.tokenizer.pad_token_id
-        pad = self._end() if pad is None else int(pad)
-        joined = {"input_ids": _matrix([row["input_ids"] for row in inputs], pad, width)}
+        joined = {"input_ids": _matrix([row["input_ids"] for row in inputs], self.pad_token_id, width)}
         lengths = torch.tensor([min(len(row["input_ids"]), width) for row in inputs])
         joined["attention_mask"] = (torch.arange(width) < lengths.unsqueeze(1)).long()
         if self.packing != "padding":
@@ -347,26 +327,16 @@ class InstructionDataModule(MultiTaskDataModule):
         """Return a loader over rows; with ``sampling`` the training loader draws the tasks."""
         if not train or self.sampling is None or not isinstance(dataset, InstructionDataset):
             return super().loader_over(dataset, train)
-        shards = (None if self.trainer is None else self.trainer.distributed_sampler_kwargs) or {}
-        self._sampler = TaskSampler(
+        sampler = TaskSampler(
             dataset.lengths,
             self.batch_size,
             self.sampling,
             mixed=True,
             steps_per_epoch=self.steps_per_epoch,
             seed=self.seed,
-            **shards,
+            **self._shards(),
         )
-        return ResumableDataLoader(
-            dataset,
-            batch_size=None,
-            sampler=self._sampler,
-            num_workers=self.num_workers,
-            collate_fn=self.collate,
-            pin_memory=self.pin_memory,
-            persistent_workers=self.persistent_workers,
-            generator=Generator().manual_seed(self.seed),
-        )
+        return self._loader_of_batches(dataset, sampler, self.collate)
 
 
 def _matrix(rows: Sequence[NDArray[Any]], fill: int, width: int) -> torch.Tensor:
