@@ -6,20 +6,21 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Literal
 
-import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
 from typing_extensions import Unpack
 
 from lightning_mtl.data.base import Split, resolve_root
 from lightning_mtl.data.errors import DatasetNotFoundError
 from lightning_mtl.data.loader import ResumableDataLoader
-from lightning_mtl.data.text.base import TextDataModule, TextOptions
-from lightning_mtl.data.text.dataset import TextDataset
+from lightning_mtl.data.text.base import TextOptions
+from lightning_mtl.data.text.dataset import TextSource
 from lightning_mtl.data.text.files import read_tsv
 from lightning_mtl.data.text.records import Classes, Form, Score, TextRecords
+from lightning_mtl.data.text.submission import BenchmarkDataModule, chosen_classes
 
 GLUETaskName = Literal["cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli"]
 
@@ -72,7 +73,7 @@ GLUE_TASKS: dict[str, GLUETask] = {
 """Task -> its files, columns and labels, as in the archive of https://gluebenchmark.com."""
 
 
-class GLUEDataModule(TextDataModule):
+class GLUEDataModule(BenchmarkDataModule):
     """Some or all tasks of GLUE, read from the official tsv files.
 
     The files are read as they are: never quoted, CoLA without a header, MRPC with a byte-order mark, ``index`` with
@@ -223,37 +224,15 @@ class GLUEDataModule(TextDataModule):
         return super().test_dataloader()
 
     # ------------------------------------------------------------------ submission
-    def write_submission(self, predictions: Sequence[Mapping[str, Any]], folder: str | os.PathLike[str]) -> list[Path]:
-        """Write predictions of the test files as GLUE wants them: ``TASK.tsv`` with the columns index and prediction.
+    def submission_files(self, task: str, values: Tensor, source: TextSource) -> dict[str, str]:
+        """Return predictions as GLUE wants them: ``TASK.tsv`` with the columns index and prediction.
 
-        Args:
-            predictions: What ``trainer.predict(module, datamodule=data)`` returned, on one process.
-            folder: Folder to write to; it is made where it does not exist.
-
-        Returns:
-            The files.
-
-        Raises:
-            ValueError: If there are not as many batches and rows as the test files have.
-
-        Note:
-            Of classes a prediction may be the class id, one probability a class, or that of the second of two. Scores
-            are cut to 0..5.
+        Scores are cut to 0..5.
         """
-        ordered = self.in_file_order(predictions)
-        sources = cast(TextDataset, self.datasets["predict"]).sources
-        written = []
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        for task, values in ordered.items():
-            lines: dict[Path, list[str]] = {}
-            texts = _as_text(GLUE_TASKS[task].form, torch.stack([torch.as_tensor(value) for value in values]))
-            for path, name, text in zip(sources[task].paths, sources[task].ids, texts, strict=True):
-                lines.setdefault(path, []).append(f"{name}\t{text}\n")
-            for path, rows in lines.items():
-                target = Path(folder) / _submission_name(path)
-                target.write_text("index\tprediction\n" + "".join(rows), encoding="utf-8")
-                written.append(target)
-        return written
+        lines: dict[str, list[str]] = {}
+        for path, name, text in zip(source.paths, source.ids, _as_text(GLUE_TASKS[task].form, values), strict=True):
+            lines.setdefault(_submission_name(path), ["index\tprediction\n"]).append(f"{name}\t{text}\n")
+        return {name: "".join(rows) for name, rows in lines.items()}
 
 
 def _task_of(path: Path) -> str:
@@ -267,10 +246,7 @@ def _submission_name(path: Path) -> str:
     return {"test_matched": "MNLI-m.tsv", "test_mismatched": "MNLI-mm.tsv"}.get(path.stem, "AX.tsv")
 
 
-def _as_text(form: Classes | Score, values: Any) -> list[str]:
-    found = torch.as_tensor(values).detach().cpu()
+def _as_text(form: Classes | Score, values: Tensor) -> list[str]:
     if isinstance(form, Score):
-        return [f"{value:.3f}" for value in found.flatten().clamp(form.low or 0.0, form.high).tolist()]
-    if found.is_floating_point():  # probabilities of the classes, or of the second of two
-        found = found.argmax(-1) if found.ndim == 2 and found.shape[1] > 1 else found > 0.5
-    return [form.labels[int(number)] for number in found.flatten().tolist()]
+        return [f"{value:.3f}" for value in values.flatten().clamp(form.low or 0.0, form.high).tolist()]
+    return [form.labels[number] for number in chosen_classes(values)]

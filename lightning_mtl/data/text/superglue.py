@@ -6,19 +6,20 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
-import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from torch import Tensor
 from typing_extensions import Unpack
 
 from lightning_mtl.data.base import Split, resolve_root
 from lightning_mtl.data.errors import DataFileError, DatasetNotFoundError
 from lightning_mtl.data.loader import ResumableDataLoader
-from lightning_mtl.data.text.base import TextDataModule, TextOptions
-from lightning_mtl.data.text.dataset import TextDataset
+from lightning_mtl.data.text.base import TextOptions
+from lightning_mtl.data.text.dataset import TextSource
 from lightning_mtl.data.text.files import read_table
 from lightning_mtl.data.text.records import Answers, Choice, Classes, Form, TextRecords
+from lightning_mtl.data.text.submission import BenchmarkDataModule, chosen_classes
 from lightning_mtl.data.text.superglue_rows import LAYOUTS, YES_NO, Row
 
 SuperGLUETaskName = Literal["boolq", "cb", "copa", "multirc", "rte", "wic", "wsc"]
@@ -41,7 +42,7 @@ _REMEDY = (
 )
 
 
-class SuperGLUEDataModule(TextDataModule):
+class SuperGLUEDataModule(BenchmarkDataModule):
     """Question answering, entailment, causes, word senses and coreference: the tasks of SuperGLUE.
 
     Reads ``train.jsonl``, ``val.jsonl`` and ``test.jsonl`` of the folders ``BoolQ``, ``CB``, ``COPA``, ``MultiRC``,
@@ -175,33 +176,11 @@ class SuperGLUEDataModule(TextDataModule):
             )
         return super().test_dataloader()
 
-    def write_submission(self, predictions: Sequence[Mapping[str, Any]], folder: str | os.PathLike[str]) -> list[Path]:
-        """Write predictions of the test files as SuperGLUE wants them: a JSON object a line in ``BoolQ.jsonl`` etc.
-
-        Args:
-            predictions: What ``trainer.predict(module, datamodule=data)`` returned, on one process.
-            folder: Folder to write to; it is made where it does not exist.
-
-        Returns:
-            The files.
-
-        Raises:
-            ValueError: If there are not as many batches and rows as the test files have.
-        """
-        ordered = self.in_file_order(predictions)
-        sources = cast(TextDataset, self.datasets["predict"]).sources
-        written = []
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        for task, values in ordered.items():
-            scores = torch.stack([torch.as_tensor(value) for value in values])
-            if scores.is_floating_point():  # probabilities of the classes, or of the second of two
-                scores = scores.argmax(-1) if scores.ndim == 2 else scores > 0.5
-            labels = [_SPELLINGS[task][int(number)] for number in scores.tolist()]
-            lines = _nested(sources[task].ids, labels) if task == "multirc" else _flat(sources[task].ids, labels)
-            path = Path(folder) / f"{LAYOUTS[task].folder}.jsonl"
-            path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-            written.append(path)
-        return written
+    def submission_files(self, task: str, values: Tensor, source: TextSource) -> dict[str, str]:
+        """Return predictions as SuperGLUE wants them: a JSON object a line in ``BoolQ.jsonl`` etc."""
+        labels = [_SPELLINGS[task][number] for number in chosen_classes(values)]
+        lines = _nested(source.ids, labels) if task == "multirc" else _flat(source.ids, labels)
+        return {f"{LAYOUTS[task].folder}.jsonl": "".join(json.dumps(line) + "\n" for line in lines)}
 
 
 _SPELLINGS: dict[str, Sequence[Any]] = {
