@@ -58,7 +58,35 @@ def answer_f1(prediction: str, reference: str) -> float:
     return 2 * precision * recall / (precision + recall)
 
 
-class TextScore(ExactMetric):
+class TextMetric(ExactMetric):
+    """Base of metrics of predicted texts, each against its reference; subclasses implement :meth:`add`."""
+
+    higher_is_better = True
+
+    @abstractmethod
+    def add(self, prediction: str, reference: str) -> None:
+        """Add a text."""
+
+    def update(self, predictions: Sequence[str], references: Sequence[str]) -> None:
+        """Add texts.
+
+        Args:
+            predictions: Generated texts.
+            references: One for each.
+
+        Raises:
+            ValueError: If their numbers differ.
+        """
+        if len(predictions) != len(references):
+            raise ValueError(
+                f"{type(self).__name__}: predictions and references must be as many, got {len(predictions)} and "
+                f"{len(references)}."
+            )
+        for prediction, reference in zip(predictions, references, strict=True):
+            self.add(prediction, reference)
+
+
+class TextScore(TextMetric):
     """A score in [0, 1] of every predicted text against its reference, averaged over the texts.
 
     Numerator and denominator are summed over batches and processes, however the texts are spread. NaN without any.
@@ -70,7 +98,6 @@ class TextScore(ExactMetric):
             when it hits one of them.
     """
 
-    higher_is_better = True
     total: Tensor
     count: Tensor
 
@@ -84,21 +111,10 @@ class TextScore(ExactMetric):
     def score(self, prediction: str, references: Sequence[str]) -> float:
         """Return the best score of a text among several references."""
 
-    def update(self, predictions: Sequence[str], references: Sequence[str]) -> None:
-        """Add texts.
-
-        Args:
-            predictions: Generated texts.
-            references: One for each.
-
-        Raises:
-            ValueError: If their numbers differ.
-        """
-        _check_numbers(self, predictions, references)
-        for prediction, reference in zip(predictions, references, strict=True):
-            choices = split_references(reference) if self.reference_scoring else [reference]
-            self.total += self.score(prediction, choices)
-        self.count += len(predictions)
+    def add(self, prediction: str, reference: str) -> None:
+        """Add the score of a text."""
+        self.total += self.score(prediction, split_references(reference) if self.reference_scoring else [reference])
+        self.count += 1
 
     def compute(self) -> Tensor:
         """Return the mean score since the last reset, NaN without texts."""
@@ -178,7 +194,7 @@ class RougeL(TextScore):
         return float(found["rougeL_fmeasure"])
 
 
-class EntityF1(ExactMetric):
+class EntityF1(TextMetric):
     r"""Micro F1 of the items that a text lists, as sets: entities with their type, or labels.
 
     .. math:: F_1 = \frac{2 \sum_i |P_i \cap R_i|}{\sum_i |P_i| + \sum_i |R_i|}
@@ -200,7 +216,6 @@ class EntityF1(ExactMetric):
         tensor(0.6667)
     """
 
-    higher_is_better = True
     hits: Tensor
     listed: Tensor
 
@@ -217,30 +232,12 @@ class EntityF1(ExactMetric):
         parts = _AFTER_TYPE.split(text) if self.items == "entities" else text.split(",")
         return {item for part in parts if (item := " ".join(part.lower().split()))}
 
-    def update(self, predictions: Sequence[str], references: Sequence[str]) -> None:
-        """Add texts.
-
-        Args:
-            predictions: Generated texts.
-            references: One for each.
-
-        Raises:
-            ValueError: If their numbers differ.
-        """
-        _check_numbers(self, predictions, references)
-        for prediction, reference in zip(predictions, references, strict=True):
-            predicted, expected = self.listed_items(prediction), self.listed_items(reference)
-            self.hits += len(predicted & expected)
-            self.listed += len(predicted) + len(expected)
+    def add(self, prediction: str, reference: str) -> None:
+        """Add the items of a text."""
+        predicted, expected = self.listed_items(prediction), self.listed_items(reference)
+        self.hits += len(predicted & expected)
+        self.listed += len(predicted) + len(expected)
 
     def compute(self) -> Tensor:
         """Return the F1 since the last reset."""
         return nan_unless(self.listed > 0, 2 * self.hits / self.listed)
-
-
-def _check_numbers(metric: ExactMetric, predictions: Sequence[str], references: Sequence[str]) -> None:
-    if len(predictions) != len(references):
-        raise ValueError(
-            f"{type(metric).__name__}: predictions and references must be as many, got {len(predictions)} and "
-            f"{len(references)}."
-        )
