@@ -50,7 +50,18 @@ def _bucketed(order: Tensor, sizes: Tensor, batch: int, window: int, stream: Gen
     return batches[(windows + torch.rand(len(batches), generator=stream, dtype=torch.float64)).argsort()].flatten()
 
 
-class TaskSampler(DistributedSampler[Any]):
+class _BatchesOfTasks(DistributedSampler[Any]):
+    """Batches of this process out of the concatenation of several tasks' data sets."""
+
+    def __init__(self, lengths: Mapping[str, int], seed: int, num_replicas: int | None, rank: int | None) -> None:
+        name = type(self).__name__
+        num_replicas, rank = resolve_shard(name, num_replicas, rank)
+        self.offsets = _offsets(name, lengths)
+        super().__init__(range(sum(lengths.values())), num_replicas=num_replicas, rank=rank, seed=seed)  # type: ignore[arg-type]
+        self.lengths = dict(lengths)
+
+
+class TaskSampler(_BatchesOfTasks):
     """Batches out of several tasks' data sets, drawn by a policy, the same on any number of processes.
 
     An item is a whole batch of this process, a list of :class:`SampleIndex` into the concatenation of the data sets
@@ -120,12 +131,9 @@ class TaskSampler(DistributedSampler[Any]):
         num_replicas: int | None = None,
         rank: int | None = None,
     ) -> None:
+        super().__init__(lengths, seed, num_replicas, rank)
         name = type(self).__name__
-        num_replicas, rank = resolve_shard(name, num_replicas, rank)
-        self.offsets = _offsets(name, lengths)
-        super().__init__(range(sum(lengths.values())), num_replicas=num_replicas, rank=rank, seed=seed)  # type: ignore[arg-type]
         self.tasks = tuple(lengths)
-        self.lengths = dict(lengths)
         if mixed and isinstance(batch_size, Mapping):
             raise ValueError(f"{name}: batch_size must be one number for mixed batches, got {dict(batch_size)}.")
         if mixed and batches_per_draw != 1:
@@ -135,7 +143,7 @@ class TaskSampler(DistributedSampler[Any]):
                 raise ValueError(f"{name}: {argument} must be at least 1, got {value}.")
         if steps_per_epoch is not None and steps_per_epoch < 1:
             raise ValueError(f"{name}: steps_per_epoch must be at least 1, got {steps_per_epoch}.")
-        joint = {task: size * num_replicas for task, size in _batch_sizes(name, batch_size, self.tasks).items()}
+        joint = {task: size * self.num_replicas for task, size in _batch_sizes(name, batch_size, self.tasks).items()}
         self._joint = list(joint.values())
         if steps_per_epoch is None:
             full = sum((Fraction(length, joint[task]) for task, length in lengths.items()), Fraction())
@@ -320,7 +328,7 @@ class TaskSampler(DistributedSampler[Any]):
         return [row[order] for row in rows]
 
 
-class SequentialTaskSampler(DistributedSampler[Any]):
+class SequentialTaskSampler(_BatchesOfTasks):
     """Batches of one task after another, every sample exactly once over all processes: for evaluation.
 
     An item is a whole batch of this process, as that of :class:`TaskSampler`; every sample has the same random stream
@@ -349,12 +357,8 @@ class SequentialTaskSampler(DistributedSampler[Any]):
         num_replicas: int | None = None,
         rank: int | None = None,
     ) -> None:
-        name = type(self).__name__
-        num_replicas, rank = resolve_shard(name, num_replicas, rank)
-        self.offsets = _offsets(name, lengths)
-        super().__init__(range(sum(lengths.values())), num_replicas=num_replicas, rank=rank, seed=seed)  # type: ignore[arg-type]
-        self.lengths = dict(lengths)
-        self.batch_sizes = _batch_sizes(name, batch_size, tuple(lengths))
+        super().__init__(lengths, seed, num_replicas, rank)
+        self.batch_sizes = _batch_sizes(type(self).__name__, batch_size, tuple(lengths))
 
     def _batches(self) -> Iterator[range]:
         for offset, (task, length) in zip(self.offsets, self.lengths.items(), strict=True):
