@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lightning_mtl.nn.encoders.lora import LoRA
+
 
 def model_settings(owner: str, model: str, pretrained: bool, changes: Mapping[str, Any], example: str = "bert") -> Any:
     """Return the configuration of a model with changes; nothing is downloaded.
@@ -75,13 +77,31 @@ def build_model(owner: str, auto: str, model: str, pretrained: bool, settings: A
         ) from error
 
 
-def save_model(model: Any, directory: str | Path) -> None:
-    """Write a model as transformers does, adapters added to its weights.
+class LocalModel:
+    """Mixin of encoders around a model of transformers, which is their ``model``."""
 
-    Args:
-        model: The model, with adapters of peft or without.
-        directory: Folder to write.
-    """
-    if hasattr(model, "merge_and_unload"):
-        model = copy.deepcopy(model).merge_and_unload()
-    model.save_pretrained(str(directory))
+    model: Any
+
+    def hold(self, network: Any, lora: LoRA | None, gradient_checkpointing: bool) -> None:
+        """Take a model as the encoder's own.
+
+        Args:
+            network: The model.
+            lora: Train low-rank adapters and keep the model's own weights as they are; None trains all weights.
+            gradient_checkpointing: Compute activations again in the backward pass instead of keeping them.
+        """
+        if gradient_checkpointing:
+            enable = getattr(network, "activation_checkpointing_enable", None)  # its name from transformers 5 on
+            (enable or network.gradient_checkpointing_enable)({"use_reentrant": False})
+        self.model = network if lora is None else lora.apply(network)
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Write the model as transformers does, adapters added to its weights.
+
+        Args:
+            directory: Folder to write; as the argument ``model`` with ``pretrained=True`` the class reads it.
+        """
+        model = self.model
+        if hasattr(model, "merge_and_unload"):
+            model = copy.deepcopy(model).merge_and_unload()
+        model.save_pretrained(str(directory))

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from lightning_mtl.nn.encoders.language_model import check_vocabulary
-from lightning_mtl.nn.encoders.local_models import build_model, model_settings, save_model
+from lightning_mtl.nn.encoders.language_model import check_new_tokens, check_vocabulary
+from lightning_mtl.nn.encoders.local_models import LocalModel, build_model, model_settings
 from lightning_mtl.nn.encoders.lora import LoRA
 from lightning_mtl.nn.recorded import Recorded
 from lightning_mtl.nn.spec import FeatureSpec
 
 
-class TransformersSeq2Seq(nn.Module, Recorded):
+class TransformersSeq2Seq(LocalModel, nn.Module, Recorded):
     """Write texts with any encoder-decoder of transformers, such as BART or T5.
 
     The features are the logits of the decoder, and all tasks share everything: a
@@ -78,9 +77,7 @@ class TransformersSeq2Seq(nn.Module, Recorded):
         self.feature_spec = FeatureSpec("tokens", (self.vocab_size,))
         network = build_model("TransformersSeq2Seq", "AutoModelForSeq2SeqLM", model, pretrained, settings)
         self.decoder_start_token_id = _start(decoder_start_token_id, model, network)
-        if gradient_checkpointing:
-            network.gradient_checkpointing_enable({"use_reentrant": False})
-        self.model = network if lora is None else lora.apply(network)
+        self.hold(network, lora, gradient_checkpointing)
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """Return the logits of the next token of the text to write, at every position of the decoder."""
@@ -106,8 +103,7 @@ class TransformersSeq2Seq(nn.Module, Recorded):
         Returns:
             ``(B, T)`` with ``T <= max_new_tokens``: the tokens up to and with the end token, then padding.
         """
-        if max_new_tokens < 1:
-            raise ValueError(f"TransformersSeq2Seq: max_new_tokens must be at least 1, got {max_new_tokens}.")
+        check_new_tokens("TransformersSeq2Seq", max_new_tokens)
         check_vocabulary("TransformersSeq2Seq", inputs["input_ids"], self.vocab_size)
         network: Any = self.model
         written = network.generate(
@@ -135,14 +131,6 @@ class TransformersSeq2Seq(nn.Module, Recorded):
                 "TransformersSeq2Seq: decoder_input_ids must begin with the decoder_start_token_id of the model, "
                 f"{self.decoder_start_token_id}, got {sorted(set(starts.tolist()))}; set the start of the data module."
             )
-
-    def save_pretrained(self, directory: str | Path) -> None:
-        """Write the model as transformers does, adapters added to its weights.
-
-        Args:
-            directory: Folder to write; ``TransformersSeq2Seq(directory, pretrained=True)`` reads it.
-        """
-        save_model(self.model, directory)
 
 
 def _start(given: int | None, model: str, network: Any) -> int:

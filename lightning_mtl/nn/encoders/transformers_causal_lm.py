@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
@@ -17,13 +16,13 @@ from lightning_mtl.nn.encoders.language_model import (
     prompt_lengths,
     same_segment,
 )
-from lightning_mtl.nn.encoders.local_models import build_model, model_settings, save_model
+from lightning_mtl.nn.encoders.local_models import LocalModel, build_model, model_settings
 from lightning_mtl.nn.encoders.lora import LoRA
 from lightning_mtl.nn.recorded import Recorded
 from lightning_mtl.nn.spec import FeatureSpec
 
 
-class TransformersCausalLM(nn.Module, Recorded):
+class TransformersCausalLM(LocalModel, nn.Module, Recorded):
     """Any decoder-only language model of transformers, whose features are the logits of the next token.
 
     All tasks share everything: the head of a :class:`~lightning_mtl.tasks.LanguageModeling` task gives the logits on.
@@ -84,9 +83,7 @@ class TransformersCausalLM(nn.Module, Recorded):
         self.packed_attention = packed_attention
         self.feature_spec = FeatureSpec("tokens", (self.vocab_size,))
         self._takes_positions = "position_ids" in inspect.signature(network.forward).parameters
-        if gradient_checkpointing:
-            network.gradient_checkpointing_enable({"use_reentrant": False})
-        self.model = network if lora is None else lora.apply(network)
+        self.hold(network, lora, gradient_checkpointing)
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """Return the logits of the next token at every position."""
@@ -144,11 +141,3 @@ class TransformersCausalLM(nn.Module, Recorded):
             do_sample=False,
         )
         return cast(Tensor, written[:, width:])
-
-    def save_pretrained(self, directory: str | Path) -> None:
-        """Write the model as transformers does, adapters added to its weights.
-
-        Args:
-            directory: Folder to write; ``TransformersCausalLM(directory, pretrained=True)`` reads it.
-        """
-        save_model(self.model, directory)

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, cast
 
 from torch import Tensor
 
-from lightning_mtl.nn.encoders.local_models import build_model, model_settings, save_model
+from lightning_mtl.nn.encoders.local_models import LocalModel, build_model, model_settings
 from lightning_mtl.nn.encoders.lora import LoRA
 from lightning_mtl.nn.encoders.text_base import TextEncoder, TextFeatures
 
 
-class TransformersEncoder(TextEncoder):
+class TransformersEncoder(LocalModel, TextEncoder):
     """Encode texts with any model of transformers, as one vector each or as tokens.
 
     Nothing is ever downloaded: the model is a folder that ``save_pretrained`` wrote (or a name that is already in the
@@ -76,24 +75,13 @@ class TransformersEncoder(TextEncoder):
         self._reads = frozenset(inspect.signature(network.forward).parameters)
         if int(getattr(settings, "type_vocab_size", 0) or 0) < 2:  # RoBERTa has the argument and a single type
             self._reads -= {"token_type_ids"}
-        if gradient_checkpointing:
-            enable = getattr(network, "activation_checkpointing_enable", None)  # its name from transformers 5 on
-            (enable or network.gradient_checkpointing_enable)({"use_reentrant": False})
-        self.model = network if lora is None else lora.apply(network)
+        self.hold(network, lora, gradient_checkpointing)
 
     def encode(self, inputs: Mapping[str, Tensor], real: Tensor) -> Tensor:
         """Return the last state of every token."""
         given = {name: value for name, value in inputs.items() if name in self._reads and name != "attention_mask"}
         found = self.model(**given, attention_mask=real.long(), return_dict=True)
         return cast(Tensor, found.last_hidden_state)
-
-    def save_pretrained(self, directory: str | Path) -> None:
-        """Write the model as transformers does, adapters added to its weights.
-
-        Args:
-            directory: Folder to write; ``TransformersEncoder(directory, pretrained=True)`` reads it.
-        """
-        save_model(self.model, directory)
 
 
 def _longest(settings: Any) -> int | None:
