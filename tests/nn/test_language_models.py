@@ -149,6 +149,16 @@ def test_adapters_alone_are_trained_and_a_saved_model_predicts_alike(tmp_path: P
     assert torch.equal(again.generate(batch, 2), model.generate(batch, 2))
 
 
+def test_gradient_checkpointing_gives_the_same_gradients() -> None:
+    plain = TransformersCausalLM("gpt2", config=SIZES)
+    saving = TransformersCausalLM("gpt2", config=SIZES, gradient_checkpointing=True)
+    saving.load_state_dict(plain.state_dict())
+    for model in (plain, saving):
+        model({"input_ids": tokens(2, 5)}).square().sum().backward()
+    for one, other in zip(plain.parameters(), saving.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad)
+
+
 def test_only_decoders_are_taken() -> None:
     with pytest.raises(ValueError, match="TransformersCausalLM: model must be a decoder alone"):
         TransformersCausalLM("t5")

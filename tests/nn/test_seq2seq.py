@@ -79,6 +79,16 @@ def test_greedy_text_is_that_of_the_logits(build: Callable[[], TransformersSeq2S
             taken.append(token)
 
 
+def test_gradient_checkpointing_gives_the_same_gradients() -> None:
+    plain = TransformersSeq2Seq("t5", config=T5, decoder_start_token_id=0)
+    saving = TransformersSeq2Seq("t5", config=T5, decoder_start_token_id=0, gradient_checkpointing=True)
+    saving.load_state_dict(plain.state_dict())
+    for encoder in (plain, saving):
+        encoder(batch(encoder, [[3, 4], [3, 4]])).square().sum().backward()
+    for one, other in zip(plain.parameters(), saving.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad)
+
+
 def test_a_saved_model_is_loaded_again(tmp_path: Path) -> None:
     encoder = KINDS["t5 with adapters"]().eval()
     for name, parameter in encoder.named_parameters():
