@@ -32,7 +32,7 @@ def fresh_compiler() -> None:
 
 @pytest.mark.parametrize("case", HEADS, ids=lambda c: c.id)
 def test_head_compiles_and_exports_without_a_break(case: HeadCase) -> None:
-    head = case.build(case.spec, 3).eval()
+    head = case.build(case.spec, 5).eval()
     inputs = features(case.spec, 2)
     expected = head(inputs)
     torch.testing.assert_close(torch.compile(head, fullgraph=True, backend="eager")(inputs), expected)

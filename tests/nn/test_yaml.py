@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable
 
 import pytest
@@ -81,12 +79,3 @@ def test_encoder_in_yaml_is_built() -> None:
 def test_misspelt_key_is_refused(text: str) -> None:
     with pytest.raises(ArgumentError, match=r"pyramid_chanels|model"):
         parse(text)
-
-
-def test_importing_the_room_imports_no_optional_package() -> None:
-    code = (
-        "import sys, lightning_mtl.nn\n"
-        "heavy = {'timm', 'segmentation_models_pytorch', 'transformers'} & set(sys.modules)\n"
-        "assert not heavy, heavy"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)

@@ -91,7 +91,7 @@ class DigitTasksDataModule(MultiTaskDataModule):
         >>> data.setup("fit")
         >>> inputs, targets = next(iter(data.train_dataloader()))
         >>> inputs["input_ids"].shape, {task: int((target != -100).sum()) for task, target in targets.items()}
-        (torch.Size([32, 13]), {'reverse': 186, 'max': 1})
+        (torch.Size([32, 13]), {'reverse': 180, 'max': 2})
 
     References:
         Liu et al. *MFTCoder: Boosting Code LLMs with Multitask Fine-Tuning*. KDD 2024.
