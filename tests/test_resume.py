@@ -24,7 +24,14 @@ def losses(path: Path) -> dict[int, str]:
     return dict(json.loads(line) for line in lines if line.endswith("]"))
 
 
-@pytest.mark.parametrize("balancer", ["DWA", "FAMO", "RandomLossWeighting"])
+@pytest.mark.parametrize(
+    "balancer",
+    [
+        "FAMO",  # state of its own, an inner optimizer, and a second pass
+        pytest.param("DWA", marks=pytest.mark.slow),  # with the next about a minute and a half
+        pytest.param("RandomLossWeighting", marks=pytest.mark.slow),
+    ],
+)
 def test_a_killed_run_resumes_with_the_same_losses(balancer: str, tmp_path: Path) -> None:
     whole = tmp_path / "whole.txt"
     reference = subprocess.Popen(command(str(tmp_path / "a"), str(whole), balancer, str(STEPS)))
