@@ -266,6 +266,7 @@ def test_a_failed_run_is_reported_and_done_again(
     assert "FAILED" not in (copied / "table.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_killed_run_continues_and_ends_with_the_same_numbers(whole: Path, tmp_path: Path, here: Here) -> None:
     config, out = write_config(tmp_path), tmp_path / "out"
     for name in ("single-size", "single-kind", "EqualWeighting"):

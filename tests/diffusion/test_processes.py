@@ -7,7 +7,7 @@ import torch
 
 from tests.processes import start
 
-pytestmark = pytest.mark.xdist_group("processes")
+pytestmark = [pytest.mark.xdist_group("processes"), pytest.mark.slow]
 Found = dict[str, dict[str, dict[str, torch.Tensor]]]
 
 

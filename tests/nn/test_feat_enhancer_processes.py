@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 
 from tests.processes import start
 
 
+@pytest.mark.slow
 def test_two_processes_end_where_one_ends_though_one_of_them_never_sees_the_enhanced_task(tmp_path: Path) -> None:
     worker = "tests.nn.feat_enhancer_worker"
     for run in start(worker, str(tmp_path / "one"), world=1) + start(worker, str(tmp_path / "two")):
