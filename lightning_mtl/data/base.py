@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sized
+from collections.abc import Callable, Mapping, Sized
 from pathlib import Path
 from typing import Any, Literal, TypedDict, cast
 
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Generator, Tensor
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import Dataset, Sampler, default_collate
 
 from lightning_mtl.data.errors import DatasetNotFoundError, EmptySplitError
 from lightning_mtl.data.loader import ResumableDataLoader, StatefulSampler
@@ -246,23 +246,37 @@ class MultiTaskDataModule(LightningDataModule, ABC):
         Raises:
             ValueError: If there are fewer training samples than make a batch.
         """
-        shards = (None if self.trainer is None else self.trainer.distributed_sampler_kwargs) or {}
         sampler = SeededSampler(
-            cast(Sized, dataset), seed=self.seed, shuffle=train, pad=train, fixed_streams=not train, **shards
+            cast(Sized, dataset), seed=self.seed, shuffle=train, pad=train, fixed_streams=not train, **self._shards()
         )
         if train and self.drop_last and len(sampler) < self.batch_size:
             raise ValueError(
                 f"{type(self).__name__}: batch_size must be at most the {len(sampler)} training samples of a process, "
                 f"got {self.batch_size}; lower it or set drop_last=False."
             )
+        return self._new_loader(dataset, sampler, self.collate, self.batch_size, train and self.drop_last)
+
+    def _shards(self) -> dict[str, Any]:
+        """Return the number and the rank of the Trainer's processes for a sampler, nothing without a Trainer."""
+        return (None if self.trainer is None else self.trainer.distributed_sampler_kwargs) or {}
+
+    def _new_loader(
+        self,
+        dataset: Dataset[Sample],
+        sampler: Sampler[Any],
+        collate: Callable[[list[Sample]], Any],
+        batch_size: int | None = None,
+        drop_last: bool = False,
+    ) -> ResumableDataLoader:
+        """Return a loader with this module's options; without a batch size the sampler gives whole batches."""
         return ResumableDataLoader(
             dataset,
-            batch_size=self.batch_size,
+            batch_size=batch_size,
             sampler=sampler,
             num_workers=self.num_workers,
-            collate_fn=self.collate,
+            collate_fn=collate,
             pin_memory=self.pin_memory,
-            drop_last=train and self.drop_last,
+            drop_last=drop_last,
             persistent_workers=self.persistent_workers,
             generator=Generator().manual_seed(self.seed),
         )

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence, Sized
 from typing import Any, cast, overload
 
-from torch import Generator
 from torch.utils.data import Dataset
 
 from lightning_mtl.data.base import MultiTaskDataModule, Sample, Split
@@ -187,7 +186,6 @@ class TaskMixtureDataModule(MultiTaskDataModule):
         """
         if not isinstance(dataset, TaskConcat):
             return super().loader_over(dataset, train)
-        shards = (None if self.trainer is None else self.trainer.distributed_sampler_kwargs) or {}
         sampler: TaskSampler | SequentialTaskSampler
         if train:
             sampler = TaskSampler(
@@ -198,17 +196,8 @@ class TaskMixtureDataModule(MultiTaskDataModule):
                 steps_per_epoch=self.steps_per_epoch,
                 batches_per_draw=self.batches_per_draw,
                 seed=self.seed,
-                **shards,
+                **self._shards(),
             )
         else:
-            sampler = SequentialTaskSampler(dataset.lengths, self.batch_sizes, seed=self.seed, **shards)
-        return ResumableDataLoader(
-            dataset,
-            batch_size=None,
-            sampler=sampler,
-            num_workers=self.num_workers,
-            collate_fn=self.collate,
-            pin_memory=self.pin_memory,
-            persistent_workers=self.persistent_workers,
-            generator=Generator().manual_seed(self.seed),
-        )
+            sampler = SequentialTaskSampler(dataset.lengths, self.batch_sizes, seed=self.seed, **self._shards())
+        return self._new_loader(dataset, sampler, self.collate)

@@ -340,7 +340,7 @@ class TextDataModule(TokenizedDataModule):
         if not isinstance(dataset, TextDataset):
             return super().loader_over(dataset, train)
         sampler = self._training_sampler(dataset) if train else self._evaluation_sampler(dataset)
-        return self._loader_of_batches(dataset, sampler, self.collator())
+        return self._new_loader(dataset, sampler, self.collator())
 
     def predict_dataloader(self) -> ResumableDataLoader:
         """Return the prediction loader.

@@ -336,7 +336,7 @@ class InstructionDataModule(TokenizedDataModule):
             seed=self.seed,
             **self._shards(),
         )
-        return self._loader_of_batches(dataset, sampler, self.collate)
+        return self._new_loader(dataset, sampler, self.collate)
 
 
 def _matrix(rows: Sequence[NDArray[Any]], fill: int, width: int) -> torch.Tensor:

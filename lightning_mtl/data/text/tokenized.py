@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Generator
-from torch.utils.data import Dataset, Sampler
 from typing_extensions import Unpack
 
-from lightning_mtl.data.base import LoaderOptions, MultiTaskDataModule, Sample, Split
-from lightning_mtl.data.loader import ResumableDataLoader
+from lightning_mtl.data.base import LoaderOptions, MultiTaskDataModule, Split
 from lightning_mtl.data.samplers import mix_seed
 from lightning_mtl.data.text.symbols import find_tokenizer
 from lightning_mtl.data.text.tokenizers import TokenizerLike, TokenizerTraining, check_vocabulary
 
 
 class TokenizedDataModule(MultiTaskDataModule):
-    """Base of data modules of tokens: a tokenizer, rows set aside for validation, loaders of whole batches.
+    """Base of data modules of tokens: a tokenizer, and rows set aside for validation.
 
     Args:
         tokenizer: Folder of a tokenizer in the layout of ``save_pretrained``, a tokenizer, or what a subclass makes one
@@ -75,21 +72,3 @@ class TokenizedDataModule(MultiTaskDataModule):
         order = torch.randperm(count, generator=Generator().manual_seed(mix_seed(self.seed))).tolist()
         held = min(max(1, round(self.val_fraction * count)), count - 1)
         return sorted(order[held:] if split == "train" else order[:held])
-
-    def _shards(self) -> dict[str, Any]:
-        return (None if self.trainer is None else self.trainer.distributed_sampler_kwargs) or {}
-
-    def _loader_of_batches(
-        self, dataset: Dataset[Sample], sampler: Sampler[Any], collate: Callable[[list[Sample]], Any]
-    ) -> ResumableDataLoader:
-        """Return a loader whose sampler gives the positions of a whole batch at a time."""
-        return ResumableDataLoader(
-            dataset,
-            batch_size=None,
-            sampler=sampler,
-            num_workers=self.num_workers,
-            collate_fn=collate,
-            pin_memory=self.pin_memory,
-            persistent_workers=self.persistent_workers,
-            generator=Generator().manual_seed(self.seed),
-        )
